@@ -1,0 +1,99 @@
+"""Opens a model on disk, whatever its format: configuration, tensors, and where its tokenizer lies."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from paragone.checkpoint.gguf import read_gguf
+from paragone.checkpoint.jsonfile import read_json
+from paragone.checkpoint.safetensors import INDEX, SINGLE, read_folder
+from paragone.checkpoint.tensors import StoredTensor
+from paragone.errors import MalformedData, NotFound, Refused, UsageError
+
+Dialect = Literal["hf", "gguf"]
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files, opened but not read: `config` is config.json, or GGUF metadata."""
+
+    path: Path
+    dialect: Dialect
+    config_path: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def architecture(self) -> str:
+        """The family's name in this dialect: `model_type`, or `general.architecture`."""
+        key = "model_type" if self.dialect == "hf" else "general.architecture"
+        value = self.config.get(key)
+        if not isinstance(value, str):
+            raise MalformedData(f"{self.config_path}: {key} is missing, so the family is not known")
+        return value
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the weight files."""
+        return sum(f.size for f in {t.file.path: t.file for t in self.tensors.values()}.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers stored in all tensors; tied ones are stored, and count, once."""
+        total = 0
+        for tensor in self.tensors.values():
+            count = 1
+            for dim in tensor.shape:
+                count *= dim
+            total += count
+        return total
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a GGUF file or a Hugging Face folder. Reads the directory of the tensors, not the tensors.
+
+    Raises NotFound, Refused (pickles, remote code), MalformedData, or UsageError where a folder holds
+    several models.
+    """
+    if not path.exists():
+        raise NotFound(f"{path}: no such file or folder")
+    if path.is_file():
+        return _open_file(path)
+    if (path / "config.json").is_file():
+        return _open_folder(path)
+    models = sorted(p for p in path.iterdir() if p.suffix == ".gguf")
+    if len(models) > 1:
+        names = ", ".join(p.name for p in models[:4])
+        raise UsageError(f"{path}: holds {len(models)} GGUF files ({names}): name the one you mean")
+    if models:
+        return _open_file(models[0])
+    raise NotFound(f"{path}: holds no config.json and no GGUF file, so it is not a model")
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.suffix in PICKLES:
+        raise _pickle(path)
+    if path.suffix == ".safetensors":
+        raise UsageError(f"{path}: weights alone are not a model; name the folder that has config.json")
+    file = read_gguf(path)
+    if (file.metadata.get("split.count") or 0) not in (0, 1):
+        raise UsageError(f"{path}: is one of several parts; join them with `llama-gguf-split --merge`")
+    return Checkpoint(path, "gguf", path, file.metadata, file.tensors)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    config_path = folder / "config.json"
+    config = read_json(config_path)
+    if "auto_map" in config:
+        raise Refused(f"{config_path}: config.json asks for remote code (auto_map); it is never run")
+    if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
+        for file in sorted(folder.iterdir()):
+            if file.suffix in PICKLES:
+                raise _pickle(file)
+        raise NotFound(f"{folder}: has a config.json but no {SINGLE}: was the download finished?")
+    return Checkpoint(folder, "hf", config_path, config, read_folder(folder))
+
+
+def _pickle(path: Path) -> Refused:
+    return Refused(f"refusing to unpickle {path}; only safetensors and GGUF are loaded")

@@ -1,0 +1,61 @@
+"""Reads the JSON files beside weights, with bounds on size, depth and numbers."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from paragone import limits
+from paragone.errors import MalformedData, NotFound
+
+
+def read_json(path: Path, max_bytes: int = limits.CONFIG_BYTES) -> dict[str, Any]:
+    """The object in a JSON file. Raises NotFound or MalformedData with the reason and the place."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise NotFound(f"{path}: no such file") from None
+    if size > max_bytes:
+        raise MalformedData(f"{path}: {size} bytes, more than the {max_bytes} that this file may have")
+    try:
+        value = json.loads(
+            path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique, parse_int=_integer
+        )
+        check_plain(value)
+    except json.JSONDecodeError as err:
+        raise MalformedData(f"{path}: not JSON: {err.msg} (line {err.lineno})") from None
+    except (ValueError, RecursionError) as err:
+        reason = "nested too deeply" if isinstance(err, RecursionError) else str(err)
+        raise MalformedData(f"{path}: {reason}") from None
+    if not isinstance(value, dict):
+        raise MalformedData(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
+
+
+def check_plain(value: Any, depth: int = 0) -> None:
+    """Raises ValueError where a value is nested too deeply or holds a number that is not finite."""
+    if depth > limits.CONFIG_DEPTH:
+        raise ValueError(f"nested deeper than {limits.CONFIG_DEPTH} levels")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    if isinstance(value, dict):
+        for item in value.values():
+            check_plain(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            check_plain(item, depth + 1)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} is there twice")
+    return out

@@ -1,0 +1,82 @@
+"""A tensor as it lies in a file: its name, shape and stored type, read by rows without copying the file."""
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.checkpoint.gguf_blocks import BlockType
+from paragone.errors import NotFound, ParagoneError
+
+
+@dataclass(frozen=True)
+class MappedFile:
+    """A file mapped read-only. Pages are read when touched and can be dropped again."""
+
+    path: Path
+    buffer: mmap.mmap
+
+    @classmethod
+    def open(cls, path: Path) -> "MappedFile":
+        """Maps `path`; NotFound or ParagoneError say why it cannot be."""
+        try:
+            with path.open("rb") as file:
+                return cls(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError:
+            raise NotFound(f"{path}: no such file") from None
+        except (ValueError, OSError) as err:  # mmap refuses empty files with ValueError
+            raise ParagoneError(f"{path}: cannot be mapped: {err}") from None
+
+    @property
+    def size(self) -> int:
+        return len(self.buffer)
+
+    def forget(self, start: int, stop: int) -> None:
+        """Tells the system that bytes [start, stop) will not be needed soon, so that they leave memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+            length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
+            if length > 0:
+                self.buffer.madvise(mmap.MADV_DONTNEED, first, length)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint file. `shape` is row-major; a scalar counts as one row."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: BlockType
+    file: MappedFile
+    offset: int  # bytes from the start of the file
+    nbytes: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows are the first of two or more dimensions; a vector is one row."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.generic]:
+        """Rows [start, stop) as float32, float16, or uint16 holding bfloat16 bits (type BF16).
+
+        Dense types are views of the file; quantised types are dequantised to float32.
+        """
+        stop = self.num_rows if stop is None else stop
+        row_bytes = self.nbytes // max(self.num_rows, 1)
+        raw = np.frombuffer(
+            self.file.buffer,
+            dtype=np.uint8,
+            count=(stop - start) * row_bytes,
+            offset=self.offset + start * row_bytes,
+        )
+        shape = (stop - start, *self.shape[1:]) if len(self.shape) > 1 else self.shape
+        if self.type.unpack is not None:
+            return self.type.dequantize(raw).reshape(shape)
+        dense = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[self.type.name]
+        return raw.view(dense).reshape(shape)
+
+    def forget(self) -> None:
+        """Lets the file's pages of this tensor leave memory once it has been read."""
+        self.file.forget(self.offset, self.offset + self.nbytes)

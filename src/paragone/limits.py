@@ -1,0 +1,46 @@
+"""Every limit on what a file or a request may ask for, in one place.
+
+Nothing here is a security boundary by itself: each limit is checked where the value is read, before
+anything of that size is allocated.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# Checkpoints
+SAFETENSORS_HEADER_BYTES: Final = 100_000_000  # the format's own limit
+GGUF_ENTRIES: Final = 1_000_000  # metadata keys, or tensors
+GGUF_STRINGS: Final = 1 << 22  # in one array: each costs memory beyond its bytes
+GGUF_ARRAY_DEPTH: Final = 4
+GGUF_DIMENSIONS: Final = 4
+CONFIG_BYTES: Final = 8 * MIB
+CONFIG_DEPTH: Final = 32
+TENSOR_RANK: Final = 8
+
+# Architectures: far above every released model, far below what exhausts a machine
+LAYERS: Final = 1_024
+HIDDEN_SIZE: Final = 1 << 20
+VOCAB_SIZE: Final = 1 << 24
+CONTEXT_LENGTH: Final = 1 << 30
+HEADS: Final = 1 << 14
+
+# Tokenizers
+TOKENIZER_BYTES: Final = 256 * MIB
+TOKEN_BYTES: Final = 64 * KIB
+REGEX_PROBE_SECONDS: Final = 1.0
+
+# Chat templates
+TEMPLATE_BYTES: Final = 256 * KIB
+TEMPLATE_INPUT_BYTES: Final = 16 * MIB
+TEMPLATE_OUTPUT_BYTES: Final = 32 * MIB
+TEMPLATE_SEQUENCE: Final = 100_000  # items that range() or one repetition may make
+TEMPLATE_SECONDS: Final = 2.0
+TEMPLATE_MEMORY_BYTES: Final = 1 * GIB
+
+# Requests
+LOGPROBS: Final = 20
+STOP_STRINGS: Final = 16
+STOP_STRING_CHARS: Final = 256

@@ -1,0 +1,156 @@
+"""The one decoder. Which norms, ropes, windows and activations it has is read from its spec."""
+
+import torch
+from torch import Tensor, nn
+
+from paragone.model.attention import Attention, View, make_view
+from paragone.model.cache import KVCache
+from paragone.model.linear import Linear
+from paragone.model.position import Rope
+from paragone.model.spec import ModelSpec, NormSpec
+from paragone.ops.activation import gated
+from paragone.ops.norm import rms_norm
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm with a whole weight (1 + w for Gemma's files); float32 where the spec scales in float32."""
+
+    def __init__(self, spec: NormSpec, weight: Tensor) -> None:
+        super().__init__()
+        self.eps = spec.eps
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class MLP(nn.Module):
+    """down(act(gate x) * up x); gate and up come from one product."""
+
+    def __init__(self, activation: str, gate_up: Linear, down: Linear) -> None:
+        super().__init__()
+        self.activation, self.gate_up, self.down = activation, gate_up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(gated(self.gate_up(x), self.activation))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm block: x += A(norm x); x += F(norm x)."""
+
+    def __init__(self, attn_norm: RMSNorm, attn: Attention, mlp_norm: RMSNorm, mlp: MLP) -> None:
+        super().__init__()
+        self.attn_norm, self.attn, self.mlp_norm, self.mlp = attn_norm, attn, mlp_norm, mlp
+
+    def forward(
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor], view: View, cache: KVCache | None, index: int
+    ) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), cos_sin, view, cache, index)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class SandwichBlock(Block):
+    """Norms on both sides: x += post(A(norm x)); x += post(F(norm x))."""
+
+    def __init__(
+        self,
+        attn_norm: RMSNorm,
+        attn: Attention,
+        mlp_norm: RMSNorm,
+        mlp: MLP,
+        attn_post_norm: RMSNorm,
+        mlp_post_norm: RMSNorm,
+    ) -> None:
+        super().__init__(attn_norm, attn, mlp_norm, mlp)
+        self.attn_post_norm, self.mlp_post_norm = attn_post_norm, mlp_post_norm
+
+    def forward(
+        self, x: Tensor, cos_sin: tuple[Tensor, Tensor], view: View, cache: KVCache | None, index: int
+    ) -> Tensor:
+        x = x + self.attn_post_norm(self.attn(self.attn_norm(x), cos_sin, view, cache, index))
+        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer. `embed` looks tokens up; `head` gives logits, and is `embed` where tied."""
+
+    def __init__(
+        self, spec: ModelSpec, embed: Linear, blocks: list[Block], final_norm: RMSNorm, head: Linear
+    ) -> None:
+        super().__init__()
+        self.spec, self.embed, self.final_norm, self.head = spec, embed, final_norm, head
+        self.blocks = nn.ModuleList(blocks)
+        self.ropes = [Rope(rope, spec.head_dim) for rope in spec.ropes]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the activations."""
+        return self.final_norm_dtype
+
+    final_norm_dtype: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.final_norm.weight.device
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights in memory; tied ones count once."""
+        linears = sum(m.weight_bytes for m in self.modules() if isinstance(m, Linear))
+        return linears + sum(p.nbytes for p in self.parameters() if p.dim() < 2 or p is not p)
+
+    @property
+    def decode_bytes(self) -> int:
+        """Bytes of weights that decoding one token reads: everything but an untied embedding."""
+        return self.weight_bytes - (0 if self.embed is self.head else self.embed.weight_bytes)
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens."""
+        return KVCache(self.spec, batch, capacity, self.dtype, self.device)
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        cache: KVCache | None = None,
+        left_padding_B: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states (B, T, D). Appends to the cache; positions are slots less the left padding
+        unless given."""
+        T = ids_BT.shape[1]
+        start = 0 if cache is None else cache.length
+        if positions_BT is None:
+            positions_BT = torch.arange(start, start + T, device=ids_BT.device)[None]
+            if left_padding_B is not None:
+                positions_BT = (positions_BT - left_padding_B[:, None]).clamp_min(0)
+        cos_sin = [rope.cos_sin(positions_BT, self.dtype) for rope in self.ropes]
+        views = {
+            kind: make_view(start, T, window, left_padding_B, ids_BT.device)
+            for kind, window in (("full", None), ("sliding", self.spec.sliding_window))
+        }
+        x = self.embed.rows(ids_BT).to(self.dtype)
+        if self.spec.embedding_scale is not None:
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device=x.device)
+        if cache is not None:
+            cache.reserve(start + T)
+        for index, (block, layer) in enumerate(zip(self.blocks, self.spec.layers, strict=True)):
+            x = block(x, cos_sin[layer.rope], views[layer.attention], cache, index)
+        if cache is not None:
+            cache.length = start + T
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) to (..., V), in the activations' type."""
+        logits: Tensor = self.head(hidden)
+        cap = self.spec.final_logit_softcapping
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        cache: KVCache | None = None,
+        left_padding_B: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of every token."""
+        return self.logits(self.hidden(ids_BT, cache, left_padding_B, positions_BT))

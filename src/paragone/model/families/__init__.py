@@ -1,0 +1,58 @@
+"""Every family that Paragone knows, by the name its files give it."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paragone.checkpoint.checkpoint import Checkpoint, Dialect
+from paragone.checkpoint.facts import Facts
+from paragone.errors import BadConfiguration
+from paragone.model.spec import ModelSpec
+
+FixUp = Callable[[NDArray[np.generic], ModelSpec], NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one dialect's files of one family are read.
+
+    `names` maps neutral parameter names to the file's; `{}` stands for the layer's number.
+    `fixups` maps neutral names to what their values need before they mean the same as ours;
+    `ignored_tensors` are in some files and hold nothing that the model needs.
+    """
+
+    spec: Callable[[Facts, Checkpoint], ModelSpec]
+    names: Mapping[str, str]
+    fixups: Mapping[str, FixUp] = field(default_factory=dict)
+    ignored_tensors: frozenset[str] = frozenset()
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family of a checkpoint, or BadConfiguration saying which it is and which are known."""
+    from paragone.model.families import gemma3, llama, qwen
+
+    families: dict[Dialect, dict[str, Family]] = {"hf": {}, "gguf": {}}
+    for module in (llama, qwen, gemma3):
+        for dialect, table in module.FAMILIES.items():
+            families[dialect].update(table)
+    known = families[checkpoint.dialect]
+    name = checkpoint.architecture
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise BadConfiguration(
+            f"{checkpoint.config_path}: architecture {name[:80]!r} is not supported.{hint} "
+            f"Known: {', '.join(sorted(known))}."
+        )
+    return known[name]
+
+
+def spec_of(checkpoint: Checkpoint) -> ModelSpec:
+    """Reads the spec from a checkpoint's configuration; no weights are read."""
+    family = family_of(checkpoint)
+    prefix = f"{checkpoint.architecture}." if checkpoint.dialect == "gguf" else ""
+    facts = Facts(checkpoint.config_path, checkpoint.config, prefix)
+    return family.spec(facts, checkpoint).checked(checkpoint.config_path)

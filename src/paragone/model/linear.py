@@ -1,0 +1,114 @@
+"""Weight matrices as modules, by the form in which they are kept."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paragone.ops import linear as ops
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b, with W (out_features, in_features) kept in some form. Subclasses say which."""
+
+    form: str
+
+    def __init__(self, out_features: int, in_features: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that one product reads."""
+        raise NotImplementedError
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of W, as an embedding looks them up: ids (...) to (..., in_features)."""
+        raise NotImplementedError
+
+
+class DenseLinear(Linear):
+    """Row-major numbers of one floating type."""
+
+    form = "dense"
+
+    def __init__(self, weight_ND: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(*weight_ND.shape, bias)
+        self.weight = nn.Parameter(weight_ND, requires_grad=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.weight.nbytes
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dense_linear(x, self.weight, self.bias)
+
+
+class PackedLinear(Linear):
+    """bfloat16 in oneDNN's blocked layout; for products on the CPU only, rows cannot be looked up."""
+
+    form = "packed"
+
+    def __init__(self, weight_ND: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(*weight_ND.shape, bias)
+        self.packed = ops.pack(weight_ND)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 2 * self.out_features * self.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.packed_linear(x, self.packed, self.bias)
+
+
+class Int8Linear(Linear):
+    """int8 codes with one bfloat16 scale a row."""
+
+    form = "int8"
+
+    def __init__(self, codes_ND: Tensor, scale_N: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(*codes_ND.shape, bias)
+        self.codes = nn.Buffer(codes_ND)
+        self.scale = nn.Buffer(scale_N)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.codes.nbytes + self.scale.nbytes
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.codes).to(self.scale.dtype) * self.scale[ids][..., None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.int8_linear(x, self.codes, self.scale)
+        return y if self.bias is None else y + self.bias
+
+
+class Int4Linear(Linear):
+    """4-bit codes with a bfloat16 scale and zero for every 32 inputs of a row.
+
+    On the CPU the codes are kept only in PyTorch's packed layout, elsewhere two to a byte.
+    """
+
+    form = "int4"
+
+    def __init__(self, codes_ND: Tensor, scale_zero_GN2: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(*codes_ND.shape, bias)
+        self.is_packed = ops.can_pack_int4(*codes_ND.shape, codes_ND.device)
+        codes = ops.pack_int4(codes_ND) if self.is_packed else codes_ND[:, ::2] | codes_ND[:, 1::2] << 4
+        self.codes = nn.Buffer(codes)
+        self.scale_zero = nn.Buffer(scale_zero_GN2)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.codes.nbytes + self.scale_zero.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_packed:
+            y = ops.int4_packed_linear(x, self.codes, self.scale_zero)
+        else:
+            pairs = torch.stack((self.codes & 15, self.codes >> 4), dim=-1)
+            y = ops.int4_linear_reference(x, pairs.flatten(1), self.scale_zero)
+        return y if self.bias is None else y + self.bias

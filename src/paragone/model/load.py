@@ -1,0 +1,270 @@
+"""From stored tensors to a decoder: every parameter is filled, every tensor is used, nothing is held twice.
+
+Matrices are read and converted in runs of rows, straight into the form in which they stay; the pages of
+a tensor leave memory once it has been taken over.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paragone.checkpoint.checkpoint import Checkpoint
+from paragone.checkpoint.tensors import StoredTensor
+from paragone.errors import MalformedData, UsageError
+from paragone.model.attention import Attention
+from paragone.model.decoder import MLP, Block, Decoder, RMSNorm, SandwichBlock
+from paragone.model.families import Family, family_of, spec_of
+from paragone.model.linear import DenseLinear, Int4Linear, Int8Linear, Linear, PackedLinear
+from paragone.model.spec import ModelSpec
+from paragone.ops.linear import GROUP, can_pack
+from paragone.quant.rtn import quantize_int4, quantize_int8
+
+Precision = Literal["fp32", "bf16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+CHUNK = 1 << 19  # numbers read at a time: their float32 form stays in the processor's cache
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+def activation_dtype(precision: Precision) -> torch.dtype:
+    """The type in which a model of this precision computes between its products."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
+def estimate_bytes(spec: ModelSpec, precision: Precision) -> int:
+    """Bytes that the weights will take in memory, from the spec alone."""
+    attention = spec.hidden_size * spec.head_dim * (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads)
+    matrices = spec.num_layers * (attention + 3 * spec.hidden_size * spec.intermediate_size)
+    vocab = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings else 2)
+    each = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / GROUP}[precision]
+    outer = 1.0 if precision == "int4" else each  # embedding and head keep 8 bits
+    return int(matrices * each + vocab * outer)
+
+
+def load_decoder(
+    checkpoint: Checkpoint,
+    precision: Precision = "bf16",
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Decoder:
+    """Builds the decoder of a checkpoint at a precision.
+
+    Raises BadConfiguration for a configuration that is not understood, MalformedData where tensors are
+    missing, left over or of the wrong shape.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
+    spec = spec_of(checkpoint)
+    loader = _Loader(checkpoint, family_of(checkpoint), spec, precision, torch.device(device), progress)
+    with torch.inference_mode():
+        return loader.decoder()
+
+
+class _Loader:
+    """One load: reads parameters by neutral name and keeps account of the tensors used."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: Family,
+        spec: ModelSpec,
+        precision: Precision,
+        device: torch.device,
+        progress: Progress | None,
+    ) -> None:
+        self.checkpoint, self.family, self.spec = checkpoint, family, spec
+        self.precision, self.device, self.progress = precision, device, progress
+        self.dtype = activation_dtype(precision)
+        self.used: set[str] = set()
+        self.bytes_done = 0
+        self.bytes_total = sum(t.nbytes for t in checkpoint.tensors.values())
+
+    def decoder(self) -> Decoder:
+        spec = self.spec
+        self.check_names()
+        width = spec.hidden_size
+        embed = self.linear(("embed",), spec.vocab_size, width, keep_rows=True)
+        if spec.tie_word_embeddings:
+            head = embed
+        else:
+            head = self.linear(("head",), spec.vocab_size, width, outer=True)
+        blocks = [self.block(i) for i in range(spec.num_layers)]
+        decoder = Decoder(spec, embed, blocks, self.norm("final_norm"), head)
+        decoder.final_norm_dtype = self.dtype
+        return decoder.eval()
+
+    def block(self, i: int) -> Block:
+        spec, at = self.spec, f"layers.{i}"
+        H, K, E = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+        parts = tuple(f"{at}.attn.{p}" for p in "qkv")
+        qkv = self.linear(parts, (H + 2 * K) * E, spec.hidden_size, rows=(H * E, K * E, K * E), bias=spec.qkv_bias)
+        o = self.linear((f"{at}.attn.o",), spec.hidden_size, H * E, bias=spec.o_bias)
+        attn = Attention(spec, spec.layers[i], qkv, o, self.qk_norm(at) if spec.qk_norm else None)
+        inner = spec.intermediate_size
+        parts = (f"{at}.mlp.gate", f"{at}.mlp.up")
+        gate_up = self.linear(parts, 2 * inner, spec.hidden_size, rows=(inner, inner), bias=spec.mlp_bias)
+        down = self.linear((f"{at}.mlp.down",), spec.hidden_size, inner, bias=spec.mlp_bias)
+        mlp = MLP(spec.activation, gate_up, down)
+        halves = (self.norm(f"{at}.attn_norm"), attn, self.norm(f"{at}.mlp_norm"), mlp)
+        if spec.block == "pre":
+            return Block(*halves)
+        return SandwichBlock(*halves, self.norm(f"{at}.attn_post_norm"), self.norm(f"{at}.mlp_post_norm"))
+
+    def norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.spec.norm, self.norm_weight(f"{name}.weight", self.spec.hidden_size))
+
+    def norm_weight(self, name: str, size: int) -> Tensor:
+        dtype = torch.float32 if self.spec.norm.scale_in_float32 else self.dtype
+        return self.vector(name, size).to(dtype).to(self.device)
+
+    def qk_norm(self, at: str) -> Tensor:
+        """The norm weights of query and key heads, one row a head."""
+        E = self.spec.head_dim
+        q = self.norm_weight(f"{at}.attn.q_norm.weight", E).expand(self.spec.num_attention_heads, E)
+        k = self.norm_weight(f"{at}.attn.k_norm.weight", E).expand(self.spec.num_key_value_heads, E)
+        return torch.cat((q, k))
+
+    def linear(
+        self,
+        parts: tuple[str, ...],
+        out_features: int,
+        in_features: int,
+        *,
+        rows: tuple[int, ...] | None = None,
+        bias: bool = False,
+        keep_rows: bool = False,
+        outer: bool = False,
+    ) -> Linear:
+        """One weight matrix from one or several stored ones, stacked.
+
+        `keep_rows` is for embeddings, whose rows are looked up; they and the head (`outer`) keep 8 bits
+        where the rest has 4, for errors there reach every token directly.
+        """
+        sizes = rows or (out_features,)
+        bias_N = None
+        if bias:
+            biases = [self.vector(f"{p}.bias", n) for p, n in zip(parts, sizes, strict=True)]
+            bias_N = torch.cat(biases).to(self.dtype).to(self.device)
+        chunks = self.row_chunks([f"{p}.weight" for p in parts], sizes, in_features)
+        quantised = self.precision == "int8" or (self.precision == "int4" and (keep_rows or outer))
+        if quantised or (self.precision == "int4" and in_features % GROUP):
+            codes = torch.empty(out_features, in_features, dtype=torch.int8)
+            scale = torch.empty(out_features, dtype=torch.bfloat16)
+            for at, chunk in chunks:
+                span = slice(at, at + len(chunk))
+                codes[span], scale[span] = quantize_int8(chunk)
+            return Int8Linear(codes.to(self.device), scale.to(self.device), bias_N)
+        if self.precision == "int4":
+            codes = torch.empty(out_features, in_features, dtype=torch.uint8)
+            scale_zero = torch.empty(in_features // GROUP, out_features, 2, dtype=torch.bfloat16)
+            for at, chunk in chunks:
+                span = slice(at, at + len(chunk))
+                codes[span], scale_zero[:, span] = quantize_int4(chunk)
+            return Int4Linear(codes.to(self.device), scale_zero.to(self.device), bias_N)
+        weight = torch.empty(out_features, in_features, dtype=self.dtype)
+        for at, chunk in chunks:
+            weight[at : at + len(chunk)] = chunk
+        weight = weight.to(self.device)
+        if not keep_rows and can_pack(weight):
+            return PackedLinear(weight, bias_N)
+        return DenseLinear(weight, bias_N)
+
+    def row_chunks(self, names: list[str], sizes: tuple[int, ...], width: int) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of the stacked matrix, a bounded number of rows at a time."""
+        base = 0
+        for name, size in zip(names, sizes, strict=True):
+            tensor = self.take(name, (size, width))
+            fixup = self.family.fixups.get(_template(name))
+            # A fix-up may move rows anywhere within its tensor, so it gets the whole of it.
+            step = size if fixup else max(1, CHUNK // width)
+            for at in range(0, size, step):
+                rows = tensor.rows(at, min(at + step, size))
+                yield base + at, _as_torch(tensor, fixup(rows, self.spec) if fixup else rows)
+            base += size
+            self.done(tensor)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """A 1-D parameter in float32, after its fix-up."""
+        tensor = self.take(name, (size,))
+        values = _as_torch(tensor, tensor.rows()).float().numpy()
+        fixup = self.family.fixups.get(_template(name))
+        if fixup:
+            values = fixup(values, self.spec)
+        self.done(tensor)
+        return torch.from_numpy(np.array(values, dtype=np.float32))
+
+    def take(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        stored = self.stored_name(name)
+        tensor = self.checkpoint.tensors[stored]
+        if tensor.shape != shape:
+            raise MalformedData(
+                f"{tensor.file.path}: {stored} is {list(tensor.shape)}, but the configuration "
+                f"({self.checkpoint.config_path.name}) needs {list(shape)}"
+            )
+        self.used.add(stored)
+        return tensor
+
+    def done(self, tensor: StoredTensor) -> None:
+        tensor.forget()
+        self.bytes_done += tensor.nbytes
+        if self.progress:
+            self.progress(self.bytes_done, self.bytes_total)
+
+    def stored_name(self, name: str) -> str:
+        return self.family.names[_template(name)].format(_layer_of(name))
+
+    def check_names(self) -> None:
+        """Before anything is read: every tensor that is needed is there, and none is left over."""
+        needed = {self.stored_name(n) for n in parameter_names(self.spec)}
+        offered = set(self.checkpoint.tensors)
+        layers = range(self.spec.num_layers)
+        ignored = {n.format(i) for n in self.family.ignored_tensors for i in layers}
+        if self.spec.tie_word_embeddings:  # some files repeat the embedding as the head
+            ignored.add(self.family.names["head.weight"])
+        missing, unused = sorted(needed - offered), sorted(offered - needed - ignored)
+        if missing or unused:
+            found = [f"{len(missing)} tensors are missing ({_some(missing)})"] if missing else []
+            found += [f"{len(unused)} are not known ({_some(unused)})"] if unused else []
+            raise MalformedData(
+                f"{self.checkpoint.path}: {' and '.join(found)}: "
+                f"{self.checkpoint.config_path.name} describes another model than the weights"
+            )
+
+
+def parameter_names(spec: ModelSpec) -> list[str]:
+    """Neutral names of every stored parameter that a model of this spec has."""
+    layer = ["attn_norm.weight", "mlp_norm.weight"]
+    if spec.block == "sandwich":
+        layer += ["attn_post_norm.weight", "mlp_post_norm.weight"]
+    if spec.qk_norm:
+        layer += ["attn.q_norm.weight", "attn.k_norm.weight"]
+    for parts, bias in (("attn.q attn.k attn.v", spec.qkv_bias), ("attn.o", spec.o_bias)):
+        layer += [f"{p}.{kind}" for p in parts.split() for kind in ("weight", "bias")[: 1 + bias]]
+    for part in ("mlp.gate", "mlp.up", "mlp.down"):
+        layer += [f"{part}.{kind}" for kind in ("weight", "bias")[: 1 + spec.mlp_bias]]
+    names = ["embed.weight", "final_norm.weight"]
+    names += [] if spec.tie_word_embeddings else ["head.weight"]
+    return names + [f"layers.{i}.{name}" for i in range(spec.num_layers) for name in layer]
+
+
+def _template(name: str) -> str:
+    parts = name.split(".")
+    return ".".join("{}" if part.isdigit() else part for part in parts)
+
+
+def _layer_of(name: str) -> str:
+    return next((part for part in name.split(".") if part.isdigit()), "")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _as_torch(tensor: StoredTensor, rows: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    # The map is read-only and torch warns of arrays it may not write; here they are only read.
+    rows = rows if rows.flags.writeable else rows.copy()
+    out = torch.from_numpy(rows)
+    return out.view(torch.bfloat16) if tensor.type.name == "BF16" else out

@@ -1,0 +1,122 @@
+"""What a model family is, as values: the one decoder builds every model from a `ModelSpec`.
+
+A spec is read from a checkpoint's own configuration by a family module; nothing else ever asks for a
+family's name. Field names are those of Hugging Face's config.json where it has one.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from paragone import limits
+from paragone.errors import BadConfiguration
+
+Attention = Literal["full", "sliding"]
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """RMSNorm (arXiv 1910.07467). x̂ = x / sqrt(mean(x²) + eps), always in float32.
+
+    `scale_in_float32` chooses between Llama's order, weight * x̂.to(dtype), and Gemma's,
+    (x̂ * weight).to(dtype); in bfloat16 the two round differently.
+    """
+
+    eps: float = 1e-5
+    scale_in_float32: bool = False
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary positions (arXiv 2104.09864), the half-split layout: dimension i turns with i + dim / 2."""
+
+    theta: float = 10_000.0
+    scaling: Literal["none", "linear", "llama3", "yarn", "factors"] = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    factors: tuple[float, ...] = ()  # per frequency, divided by: what GGUF's rope_freqs.weight holds
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer: what it attends to, and which of the model's ropes turns its queries and keys."""
+
+    attention: Attention = "full"
+    rope: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder-only language model. Sizes are counts of numbers; `layers` has one entry per layer."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    layers: tuple[LayerSpec, ...]
+    norm: NormSpec = NormSpec()
+    ropes: tuple[RopeSpec, ...] = (RopeSpec(),)
+    block: Literal["pre", "sandwich"] = "pre"
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    query_scale: float | None = None  # None: head_dim ** -0.5
+    sliding_window: int | None = None
+    final_logit_softcapping: float | None = None
+    embedding_scale: float | None = None
+    tie_word_embeddings: bool = False
+    eos_token_ids: tuple[int, ...] = field(default=(), compare=False)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def attention_scale(self) -> float:
+        """What the products of queries and keys are multiplied by."""
+        return self.query_scale if self.query_scale is not None else self.head_dim**-0.5
+
+    def kv_bytes_per_token(self, bytes_per_number: int) -> int:
+        """Cache bytes that one more token costs."""
+        return 2 * self.num_layers * self.num_key_value_heads * self.head_dim * bytes_per_number
+
+    def checked(self, source: object) -> "ModelSpec":
+        """Itself, or BadConfiguration naming `source` where the sizes cannot be a model's."""
+        for name, value, most in (
+            ("vocab_size", self.vocab_size, limits.VOCAB_SIZE),
+            ("hidden_size", self.hidden_size, limits.HIDDEN_SIZE),
+            ("intermediate_size", self.intermediate_size, limits.HIDDEN_SIZE),
+            ("num_attention_heads", self.num_attention_heads, limits.HEADS),
+            ("num_key_value_heads", self.num_key_value_heads, limits.HEADS),
+            ("head_dim", self.head_dim, limits.HIDDEN_SIZE),
+            ("max_position_embeddings", self.max_position_embeddings, limits.CONTEXT_LENGTH),
+            ("num_hidden_layers", self.num_layers, limits.LAYERS),
+        ):
+            if not 1 <= value <= most:
+                raise BadConfiguration(f"{source}: {name} = {value} is not between 1 and {most}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise BadConfiguration(
+                f"{source}: {self.num_attention_heads} query heads cannot share "
+                f"{self.num_key_value_heads} key/value heads evenly"
+            )
+        if self.head_dim % 2:
+            raise BadConfiguration(f"{source}: head_dim = {self.head_dim} is odd; rotary needs pairs")
+        if not math.isfinite(self.attention_scale):
+            raise BadConfiguration(f"{source}: attention scale is not finite")
+        return self
+
+    def tied(self, tie: bool) -> "ModelSpec":
+        """The same model with the head tied to the embedding, or not."""
+        return replace(self, tie_word_embeddings=tie)

@@ -1,0 +1,24 @@
+"""Rotary position embedding, half-split layout (arXiv 2104.09864): (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
+
+import torch
+from torch import Tensor
+
+from paragone.ops.choose import use_fast
+
+
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Defines the answer: x * cos + rot(x) * sin with rot(x) = (-x2, x1), each product rounded to x's type.
+
+    x (..., E), cos and sin broadcastable with equal halves; `sin` is unsigned.
+    """
+    x1, x2 = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-x2, x1), dim=-1) * sin
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As the reference, but `sin` carries rot's sign in its first half: the rotation is then one roll."""
+    if not use_fast():
+        half = sin.shape[-1] // 2
+        return rotate_reference(x, cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1))
+    turned = x.roll(x.shape[-1] // 2, -1)
+    return (x * cos).add_(turned.mul_(sin))

@@ -1,0 +1,126 @@
+"""Logits of our decoder against the transformers class, on tiny random models of every family.
+
+Tolerance: 2e-5 of the reference logits' standard deviation in float32. Real mistakes can be as small
+as 5e-5 of it (a GELU of the wrong kind), so nothing looser would do.
+"""
+
+import pytest
+import torch
+
+from paragone.checkpoint.checkpoint import open_checkpoint
+from paragone.model.load import load_decoder
+from paragone.ops import implementation
+from tests.tiny import CASES, WINDOW, Case
+
+TOLERANCE = 2e-5
+LENGTH = 48  # longer than the window and than llama3's and yarn's original context in the tiny configs
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    reference = request.param.save(folder)
+    return reference, load_decoder(open_checkpoint(folder), "fp32")
+
+
+def ids_of(decoder, batch=2, length=LENGTH, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, decoder.spec.vocab_size, (batch, length), generator=generator)
+
+
+def assert_close(got, want):
+    worst = (got - want).abs().max() / want.std()
+    assert worst <= TOLERANCE, f"differs by {worst:.1e} of the logits' standard deviation"
+
+
+@torch.inference_mode()
+def test_whole_sequence(pair):
+    reference, decoder = pair
+    ids = ids_of(decoder)
+    assert_close(decoder(ids), reference(ids).logits)
+
+
+@torch.inference_mode()
+def test_reference_operations_agree(pair):
+    reference, decoder = pair
+    ids = ids_of(decoder)
+    with implementation("reference"):
+        assert_close(decoder(ids), reference(ids).logits)
+
+
+@torch.inference_mode()
+def test_left_padding(pair):
+    reference, decoder = pair
+    ids = ids_of(decoder)
+    padding = torch.tensor([0, 11])
+    mask = (torch.arange(LENGTH) >= padding[:, None]).long()
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    want = reference(ids, attention_mask=mask, position_ids=positions).logits
+    got = decoder(ids, left_padding_B=padding)
+    assert_close(got[mask.bool()], want[mask.bool()])
+    assert_close(got[1, 11:], decoder(ids[1:, 11:])[0])
+
+
+@torch.inference_mode()
+def test_position_offset(pair):
+    reference, decoder = pair
+    ids = ids_of(decoder)
+    positions = torch.arange(LENGTH)[None] + 37
+    want = reference(ids, attention_mask=torch.ones_like(ids), position_ids=positions.expand(2, -1)).logits
+    assert_close(decoder(ids, positions_BT=positions), want)
+
+
+@torch.inference_mode()
+def test_prefill_then_single_steps(pair):
+    reference, decoder = pair
+    ids = ids_of(decoder)
+    want = reference(ids).logits
+    cache = decoder.new_cache(2, 24)  # too small on purpose: it must grow
+    got = [decoder(ids[:, :20], cache)]
+    got += [decoder(ids[:, i : i + 1], cache) for i in range(20, 30)]
+    assert_close(torch.cat(got, dim=1), want[:, :30])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("chunk", [1, WINDOW - 1, WINDOW, 13])
+def test_prefill_in_chunks(pair, chunk):
+    reference, decoder = pair
+    ids = ids_of(decoder)
+    cache = decoder.new_cache(2, LENGTH)
+    got = [decoder(ids[:, i : i + chunk], cache) for i in range(0, LENGTH, chunk)]
+    assert_close(torch.cat(got, dim=1), reference(ids).logits)
+
+
+@torch.inference_mode()
+def test_padded_batch_with_cache_equals_alone(pair):
+    _, decoder = pair
+    ids = ids_of(decoder, length=LENGTH)
+    padding = torch.tensor([0, 17])
+    cache = decoder.new_cache(2, LENGTH)
+    got = [decoder(ids[:, i : i + 12], cache, left_padding_B=padding) for i in range(0, 36, 12)]
+    got += [decoder(ids[:, i : i + 1], cache, left_padding_B=padding) for i in range(36, LENGTH)]
+    assert_close(torch.cat(got, dim=1)[1, 17:], decoder(ids[1:, 17:])[0])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@torch.inference_mode()
+def test_bfloat16_is_bitwise_equal(case: Case, tmp_path):
+    """With reference operations even the rounding in bfloat16 is the reference's."""
+    reference = case.build(dtype=torch.bfloat16)
+    reference.save_pretrained(tmp_path)
+    with implementation("reference"):
+        decoder = load_decoder(open_checkpoint(tmp_path), "bf16")
+        ids = ids_of(decoder)
+        assert torch.equal(decoder(ids), reference(ids).logits)
+
+
+def test_sharded_folder_loads_alike(tmp_path):
+    case = CASES[1]
+    case.save(tmp_path / "single")
+    case.save(tmp_path / "sharded", max_shard_size="40KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    one = load_decoder(open_checkpoint(tmp_path / "single"), "fp32")
+    many = load_decoder(open_checkpoint(tmp_path / "sharded"), "fp32")
+    ids = ids_of(one)
+    with torch.inference_mode():
+        assert torch.equal(one(ids), many(ids))
