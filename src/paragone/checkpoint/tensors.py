@@ -23,7 +23,8 @@ class MappedFile:
         """Maps `path`; NotFound or ParagoneError say why it cannot be."""
         try:
             with path.open("rb") as file:
-                return cls(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                # A private map: arrays over it count as writable, which torch wants, but are not written.
+                return cls(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         except FileNotFoundError:
             raise NotFound(f"{path}: no such file") from None
         except (ValueError, OSError) as err:  # mmap refuses empty files with ValueError
@@ -63,19 +64,22 @@ class StoredTensor:
 
         Dense types are views of the file; quantised types are dequantised to float32.
         """
-        stop = self.num_rows if stop is None else stop
-        row_bytes = self.nbytes // max(self.num_rows, 1)
-        raw = np.frombuffer(
-            self.file.buffer,
-            dtype=np.uint8,
-            count=(stop - start) * row_bytes,
-            offset=self.offset + start * row_bytes,
-        )
-        shape = (stop - start, *self.shape[1:]) if len(self.shape) > 1 else self.shape
+        return self._numbers(self._raw_rows()[start : self.num_rows if stop is None else stop])
+
+    def gather(self, ids: NDArray[np.int64]) -> NDArray[np.generic]:
+        """The rows with these numbers, as `rows` gives them. Only their pages are read."""
+        return self._numbers(self._raw_rows()[ids])
+
+    def _raw_rows(self) -> NDArray[np.uint8]:
+        raw = np.frombuffer(self.file.buffer, dtype=np.uint8, count=self.nbytes, offset=self.offset)
+        return raw.reshape(self.num_rows, -1)
+
+    def _numbers(self, raw: NDArray[np.uint8]) -> NDArray[np.generic]:
+        shape = (len(raw), *self.shape[1:]) if len(self.shape) > 1 else self.shape
         if self.type.unpack is not None:
             return self.type.dequantize(raw).reshape(shape)
         dense = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[self.type.name]
-        return raw.view(dense).reshape(shape)
+        return raw.reshape(-1).view(dense).reshape(shape)
 
     def forget(self) -> None:
         """Lets the file's pages of this tensor leave memory once it has been read."""

@@ -72,15 +72,16 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         H, K, E = self.spec.num_attention_heads, self.spec.num_key_value_heads, self.spec.head_dim
         heads = self.qkv(x_BTD).view(B, T, H + 2 * K, E)
-        qk, v_BTKE = heads[:, :, : self.turned], heads[:, :, self.turned :]
+        qk = heads[:, :, : self.turned]
         if self.qk_norm is not None:
             qk = rms_norm(qk, self.qk_norm, self.spec.norm.eps)
-        qk = rotate(qk, *cos_sin).transpose(1, 2)
-        q_BHTE, k_BKTE, v_BKTE = qk[:, :H], qk[:, H:], v_BTKE.transpose(1, 2)
+        heads[:, :, : self.turned] = rotate(qk, *cos_sin)
+        q_BHTE, kv_BTJE = heads[:, :, :H].transpose(1, 2), heads[:, :, H:]
         if cache is None:
-            keys, values = k_BKTE[:, :, view.first :], v_BKTE[:, :, view.first :]
+            kv = kv_BTJE.transpose(1, 2)[:, :, view.first :]
         else:
-            keys, values = cache.extend(index, k_BKTE, v_BKTE, view.first)
+            kv = cache.extend(index, kv_BTJE, view.first)
+        keys, values = kv[:, :K], kv[:, K:]
         scale = self.spec.attention_scale
         out = attention(q_BHTE, keys, values, view.allowed, scale, causal=view.causal)
         return self.o(out.transpose(1, 2).reshape(B, T, H * E))  # type: ignore[no-any-return]

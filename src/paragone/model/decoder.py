@@ -72,22 +72,22 @@ class SandwichBlock(Block):
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer. `embed` looks tokens up; `head` gives logits, and is `embed` where tied."""
+    """A decoder-only transformer. `embed` looks tokens up, `head` gives logits, activations are `dtype`."""
 
     def __init__(
-        self, spec: ModelSpec, embed: Linear, blocks: list[Block], final_norm: RMSNorm, head: Linear
+        self,
+        spec: ModelSpec,
+        embed: nn.Module,
+        blocks: list[Block],
+        final_norm: RMSNorm,
+        head: Linear,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.spec, self.embed, self.final_norm, self.head = spec, embed, final_norm, head
+        self.dtype = dtype
         self.blocks = nn.ModuleList(blocks)
         self.ropes = [Rope(rope, spec.head_dim) for rope in spec.ropes]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the activations."""
-        return self.final_norm_dtype
-
-    final_norm_dtype: torch.dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -96,13 +96,20 @@ class Decoder(nn.Module):
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights in memory; tied ones count once."""
-        linears = sum(m.weight_bytes for m in self.modules() if isinstance(m, Linear))
-        return linears + sum(p.nbytes for p in self.parameters() if p.dim() < 2 or p is not p)
+        matrices = {id(m): m.weight_bytes for m in self.modules() if isinstance(m, Linear)}
+        vectors = sum(p.nbytes for p in self.parameters() if p.dim() < 2)
+        return sum(matrices.values()) + vectors + self.embedding_bytes
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes in memory of an embedding that is neither left in the file nor the head's own weight."""
+        weight = getattr(self.embed, "weight", None)
+        return 0 if weight is None or weight is getattr(self.head, "weight", None) else int(weight.nbytes)
 
     @property
     def decode_bytes(self) -> int:
-        """Bytes of weights that decoding one token reads: everything but an untied embedding."""
-        return self.weight_bytes - (0 if self.embed is self.head else self.embed.weight_bytes)
+        """Bytes of weights that decoding one token reads; of the embedding it reads one row."""
+        return self.weight_bytes - self.embedding_bytes
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` tokens."""
@@ -128,7 +135,7 @@ class Decoder(nn.Module):
             kind: make_view(start, T, window, left_padding_B, ids_BT.device)
             for kind, window in (("full", None), ("sliding", self.spec.sliding_window))
         }
-        x = self.embed.rows(ids_BT).to(self.dtype)
+        x = self.embed(ids_BT)
         if self.spec.embedding_scale is not None:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device=x.device)
         if cache is not None:

@@ -1,9 +1,12 @@
 """Weight matrices as modules, by the form in which they are kept."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from paragone.checkpoint.tensors import StoredTensor
 from paragone.ops import linear as ops
 
 
@@ -22,9 +25,34 @@ class Linear(nn.Module):
         """Bytes that one product reads."""
         raise NotImplementedError
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Rows of W, as an embedding looks them up: ids (...) to (..., in_features)."""
-        raise NotImplementedError
+
+def as_torch(tensor: StoredTensor, numbers: NDArray[np.generic]) -> Tensor:
+    """Numbers read from a stored tensor as a torch tensor: bfloat16 comes as its bits."""
+    out = torch.from_numpy(numbers)
+    return out.view(torch.bfloat16) if tensor.type.name == "BF16" else out
+
+
+class StoredEmbedding(nn.Module):
+    """Token embeddings left in the model's file: a step reads the few rows that it needs."""
+
+    def __init__(self, tensor: StoredTensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.tensor, self.dtype = tensor, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = as_torch(self.tensor, self.tensor.gather(ids.reshape(-1).numpy()))
+        return rows.to(self.dtype).reshape(*ids.shape, -1)
+
+
+class DenseEmbedding(nn.Module):
+    """Token embeddings in the memory of the device; the weight may be that of a tied head."""
+
+    def __init__(self, weight_VD: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_VD, requires_grad=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
 
 
 class DenseLinear(Linear):
@@ -40,15 +68,12 @@ class DenseLinear(Linear):
     def weight_bytes(self) -> int:
         return self.weight.nbytes
 
-    def rows(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight)
-
     def forward(self, x: Tensor) -> Tensor:
         return ops.dense_linear(x, self.weight, self.bias)
 
 
 class PackedLinear(Linear):
-    """bfloat16 in oneDNN's blocked layout; for products on the CPU only, rows cannot be looked up."""
+    """bfloat16 in oneDNN's blocked layout; for products on the CPU only."""
 
     form = "packed"
 
@@ -77,9 +102,6 @@ class Int8Linear(Linear):
     @property
     def weight_bytes(self) -> int:
         return self.codes.nbytes + self.scale.nbytes
-
-    def rows(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.codes).to(self.scale.dtype) * self.scale[ids][..., None]
 
     def forward(self, x: Tensor) -> Tensor:
         y = ops.int8_linear(x, self.codes, self.scale)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.tensors import StoredTensor
@@ -17,7 +17,16 @@ from paragone.errors import MalformedData, UsageError
 from paragone.model.attention import Attention
 from paragone.model.decoder import MLP, Block, Decoder, RMSNorm, SandwichBlock
 from paragone.model.families import Family, family_of, spec_of
-from paragone.model.linear import DenseLinear, Int4Linear, Int8Linear, Linear, PackedLinear
+from paragone.model.linear import (
+    DenseEmbedding,
+    DenseLinear,
+    Int4Linear,
+    Int8Linear,
+    Linear,
+    PackedLinear,
+    StoredEmbedding,
+    as_torch,
+)
 from paragone.model.spec import ModelSpec
 from paragone.ops.linear import GROUP, can_pack
 from paragone.quant.rtn import quantize_int4, quantize_int8
@@ -26,7 +35,10 @@ Precision = Literal["fp32", "bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CHUNK = 1 << 19  # numbers read at a time: their float32 form stays in the processor's cache
 
+SCRATCH = 1 << 25  # numbers; larger matrices get room of their own
+
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+Chunks = Iterator[tuple[int, Tensor]]  # (first row, rows) of one matrix
 
 
 def activation_dtype(precision: Precision) -> torch.dtype:
@@ -36,7 +48,9 @@ def activation_dtype(precision: Precision) -> torch.dtype:
 
 def estimate_bytes(spec: ModelSpec, precision: Precision) -> int:
     """Bytes that the weights will take in memory, from the spec alone."""
-    attention = spec.hidden_size * spec.head_dim * (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads)
+    attention = (
+        spec.hidden_size * spec.head_dim * (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads)
+    )
     matrices = spec.num_layers * (attention + 3 * spec.hidden_size * spec.intermediate_size)
     vocab = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings else 2)
     each = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / GROUP}[precision]
@@ -79,6 +93,7 @@ class _Loader:
         self.precision, self.device, self.progress = precision, device, progress
         self.dtype = activation_dtype(precision)
         self.used: set[str] = set()
+        self.scratch_room: Tensor | None = None
         self.bytes_done = 0
         self.bytes_total = sum(t.nbytes for t in checkpoint.tensors.values())
 
@@ -86,21 +101,32 @@ class _Loader:
         spec = self.spec
         self.check_names()
         width = spec.hidden_size
-        embed = self.linear(("embed",), spec.vocab_size, width, keep_rows=True)
-        if spec.tie_word_embeddings:
-            head = embed
-        else:
-            head = self.linear(("head",), spec.vocab_size, width, outer=True)
+        head = self.linear(
+            ("embed" if spec.tie_word_embeddings else "head",), spec.vocab_size, width, outer=True
+        )
+        embed = self.embedding(head)
         blocks = [self.block(i) for i in range(spec.num_layers)]
-        decoder = Decoder(spec, embed, blocks, self.norm("final_norm"), head)
-        decoder.final_norm_dtype = self.dtype
-        return decoder.eval()
+        return Decoder(spec, embed, blocks, self.norm("final_norm"), head, self.dtype).eval()
+
+    def embedding(self, head: Linear) -> nn.Module:
+        """On the CPU the rows stay in the file; elsewhere they are the tied head's weight, or a copy."""
+        if self.spec.tie_word_embeddings and isinstance(head, DenseLinear):
+            return DenseEmbedding(head.weight)
+        tensor = self.take("embed.weight", (self.spec.vocab_size, self.spec.hidden_size))
+        if self.device.type == "cpu":
+            return StoredEmbedding(tensor, self.dtype)
+        rows = torch.empty(tensor.shape, dtype=self.dtype)
+        for at, chunk in self.row_chunks(["embed.weight"], (len(rows),), rows.shape[1]):
+            rows[at : at + len(chunk)] = chunk
+        return DenseEmbedding(rows.to(self.device))
 
     def block(self, i: int) -> Block:
         spec, at = self.spec, f"layers.{i}"
         H, K, E = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
         parts = tuple(f"{at}.attn.{p}" for p in "qkv")
-        qkv = self.linear(parts, (H + 2 * K) * E, spec.hidden_size, rows=(H * E, K * E, K * E), bias=spec.qkv_bias)
+        qkv = self.linear(
+            parts, (H + 2 * K) * E, spec.hidden_size, rows=(H * E, K * E, K * E), bias=spec.qkv_bias
+        )
         o = self.linear((f"{at}.attn.o",), spec.hidden_size, H * E, bias=spec.o_bias)
         attn = Attention(spec, spec.layers[i], qkv, o, self.qk_norm(at) if spec.qk_norm else None)
         inner = spec.intermediate_size
@@ -135,13 +161,11 @@ class _Loader:
         *,
         rows: tuple[int, ...] | None = None,
         bias: bool = False,
-        keep_rows: bool = False,
         outer: bool = False,
     ) -> Linear:
         """One weight matrix from one or several stored ones, stacked.
 
-        `keep_rows` is for embeddings, whose rows are looked up; they and the head (`outer`) keep 8 bits
-        where the rest has 4, for errors there reach every token directly.
+        The head (`outer`) keeps 8 bits where the rest has 4: errors there reach every token directly.
         """
         sizes = rows or (out_features,)
         bias_N = None
@@ -149,30 +173,46 @@ class _Loader:
             biases = [self.vector(f"{p}.bias", n) for p, n in zip(parts, sizes, strict=True)]
             bias_N = torch.cat(biases).to(self.dtype).to(self.device)
         chunks = self.row_chunks([f"{p}.weight" for p in parts], sizes, in_features)
-        quantised = self.precision == "int8" or (self.precision == "int4" and (keep_rows or outer))
-        if quantised or (self.precision == "int4" and in_features % GROUP):
-            codes = torch.empty(out_features, in_features, dtype=torch.int8)
-            scale = torch.empty(out_features, dtype=torch.bfloat16)
-            for at, chunk in chunks:
-                span = slice(at, at + len(chunk))
-                codes[span], scale[span] = quantize_int8(chunk)
-            return Int8Linear(codes.to(self.device), scale.to(self.device), bias_N)
-        if self.precision == "int4":
-            codes = torch.empty(out_features, in_features, dtype=torch.uint8)
-            scale_zero = torch.empty(in_features // GROUP, out_features, 2, dtype=torch.bfloat16)
-            for at, chunk in chunks:
-                span = slice(at, at + len(chunk))
-                codes[span], scale_zero[:, span] = quantize_int4(chunk)
-            return Int4Linear(codes.to(self.device), scale_zero.to(self.device), bias_N)
-        weight = torch.empty(out_features, in_features, dtype=self.dtype)
+        shape = out_features, in_features
+        if self.precision in ("fp32", "bf16"):
+            return self.dense(chunks, shape, bias_N)
+        if self.precision == "int8" or outer or in_features % GROUP:
+            return self.int8(chunks, shape, bias_N)
+        return self.int4(chunks, shape, bias_N)
+
+    def dense(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
+        packs = can_pack(self.dtype, self.device)
+        weight = self.scratch(shape) if packs else torch.empty(shape, dtype=self.dtype)
         for at, chunk in chunks:
             weight[at : at + len(chunk)] = chunk
-        weight = weight.to(self.device)
-        if not keep_rows and can_pack(weight):
-            return PackedLinear(weight, bias_N)
-        return DenseLinear(weight, bias_N)
+        return PackedLinear(weight, bias) if packs else DenseLinear(weight.to(self.device), bias)
 
-    def row_chunks(self, names: list[str], sizes: tuple[int, ...], width: int) -> Iterator[tuple[int, Tensor]]:
+    def scratch(self, shape: tuple[int, int]) -> Tensor:
+        """Room for a matrix that is about to be packed. Using it again spares the system new pages."""
+        size = shape[0] * shape[1]
+        if size > SCRATCH:
+            return torch.empty(shape, dtype=self.dtype)
+        if self.scratch_room is None:
+            self.scratch_room = torch.empty(SCRATCH, dtype=self.dtype)
+        return self.scratch_room[:size].view(shape)
+
+    def int8(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
+        codes = torch.empty(shape, dtype=torch.int8)
+        scale = torch.empty(shape[0], dtype=torch.bfloat16)
+        for at, chunk in chunks:
+            span = slice(at, at + len(chunk))
+            codes[span], scale[span] = quantize_int8(chunk)
+        return Int8Linear(codes.to(self.device), scale.to(self.device), bias)
+
+    def int4(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
+        codes = torch.empty(shape, dtype=torch.uint8)
+        scale_zero = torch.empty(shape[1] // GROUP, shape[0], 2, dtype=torch.bfloat16)
+        for at, chunk in chunks:
+            span = slice(at, at + len(chunk))
+            codes[span], scale_zero[:, span] = quantize_int4(chunk)
+        return Int4Linear(codes.to(self.device), scale_zero.to(self.device), bias)
+
+    def row_chunks(self, names: list[str], sizes: tuple[int, ...], width: int) -> Chunks:
         """(first row, rows) of the stacked matrix, a bounded number of rows at a time."""
         base = 0
         for name, size in zip(names, sizes, strict=True):
@@ -182,14 +222,14 @@ class _Loader:
             step = size if fixup else max(1, CHUNK // width)
             for at in range(0, size, step):
                 rows = tensor.rows(at, min(at + step, size))
-                yield base + at, _as_torch(tensor, fixup(rows, self.spec) if fixup else rows)
+                yield base + at, as_torch(tensor, fixup(rows, self.spec) if fixup else rows)
             base += size
             self.done(tensor)
 
     def vector(self, name: str, size: int) -> Tensor:
         """A 1-D parameter in float32, after its fix-up."""
         tensor = self.take(name, (size,))
-        values = _as_torch(tensor, tensor.rows()).float().numpy()
+        values = as_torch(tensor, tensor.rows()).float().numpy()
         fixup = self.family.fixups.get(_template(name))
         if fixup:
             values = fixup(values, self.spec)
@@ -261,10 +301,3 @@ def _layer_of(name: str) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _as_torch(tensor: StoredTensor, rows: np.ndarray) -> Tensor:  # type: ignore[type-arg]
-    # The map is read-only and torch warns of arrays it may not write; here they are only read.
-    rows = rows if rows.flags.writeable else rows.copy()
-    out = torch.from_numpy(rows)
-    return out.view(torch.bfloat16) if tensor.type.name == "BF16" else out

@@ -12,24 +12,19 @@ from paragone.ops.choose import use_fast
 
 GROUP = 32  # inputs that share a scale in int4; GGUF's 4-bit types use the same
 INT4_ROW_MULTIPLE = 16  # PyTorch's int4 product works on blocks of 16 rows
-BIG_MATRIX = 1 << 22  # weights from which one row is faster as matrix x vector
 
 
 def dense_linear(x: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
     """x @ weight.T + bias."""
-    if use_fast() and x.dtype == torch.bfloat16 and x.device.type == "cpu" and bias_N is None:
-        # oneDNN reads a large row-major matrix a third faster when it stands on the left.
-        if x.numel() == x.shape[-1] and weight_ND.numel() >= BIG_MATRIX:
-            return (weight_ND @ x.reshape(-1, 1)).reshape(*x.shape[:-1], -1)
     return F.linear(x, weight_ND, bias_N)
 
 
-def can_pack(weight_ND: Tensor) -> bool:
-    """Whether oneDNN's blocked layout, twice as fast at one row, is there for this weight."""
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN's blocked layout, twice as fast at one row, is there for such weights."""
     return (
         use_fast()
-        and weight_ND.dtype == torch.bfloat16
-        and weight_ND.device.type == "cpu"
+        and dtype == torch.bfloat16
+        and device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
@@ -45,7 +40,7 @@ def packed_linear(x: Tensor, packed: Tensor, bias_N: Tensor | None) -> Tensor:
     """dense_linear with a weight that `pack` has laid out."""
     if not use_fast():
         return F.linear(x, packed.to_dense(), bias_N)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias_N, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias_N, "none", [], "")
     return out
 
 

@@ -1,7 +1,6 @@
 """RMSNorm over the last dimension (arXiv 1910.07467)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from paragone.ops.choose import use_fast
@@ -19,7 +18,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., D), weight (D) or broadcastable (H, D) to x's (..., H, D)."""
     if not use_fast():
         return rms_norm_reference(x, weight, eps)
-    width = (x.shape[-1],)
-    if weight.dtype == x.dtype:
-        return F.rms_norm(x, width, None, eps) * weight
-    return (F.rms_norm(x.float(), width, None, eps) * weight).to(x.dtype)
+    # The same numbers in place: half the calls of torch's own rms_norm, which matters at one token.
+    h = x.float() if x.dtype != torch.float32 else x.clone()
+    scale = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+    h.mul_(scale.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_())
+    return h.to(x.dtype).mul_(weight) if weight.dtype == x.dtype else h.mul_(weight).to(x.dtype)

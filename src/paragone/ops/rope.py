@@ -1,4 +1,5 @@
-"""Rotary position embedding, half-split layout (arXiv 2104.09864): (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
+"""Rotary position embedding in the half-split layout (arXiv 2104.09864): (x1, x2) is turned to
+(x1 cos - x2 sin, x2 cos + x1 sin)."""
 
 import torch
 from torch import Tensor
