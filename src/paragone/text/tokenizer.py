@@ -1,0 +1,207 @@
+"""A model's tokenizer: from whichever file it comes, one set of methods.
+
+Text is only ever text: special tokens spelled in it are encoded as the characters they are. Control
+tokens enter by `special` ids or through a chat template.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paragone import limits
+from paragone.checkpoint.jsonfile import read_json
+from paragone.errors import BadConfiguration, MalformedData, NotFound, UsageError
+from paragone.text.backends import (
+    Backend,
+    SentencePieceBackend,
+    TokenizersBackend,
+    sentencepiece_model,
+)
+
+# Tokens that end an answer in the families' chat formats, where the vocabulary has them as control tokens.
+END_OF_TURN = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "</s>")
+
+
+@dataclass
+class Tokenizer:
+    """Text to ids and back.
+
+    `prefix` goes before a prompt (BOS, where the model wants it); `stop_ids` end an answer; `special` maps
+    the control tokens' spelling to ids; `chat_template` is Jinja source or None.
+    """
+
+    backend: Backend
+    special: dict[str, int]
+    prefix: list[int] = field(default_factory=list)
+    stop_ids: frozenset[int] = frozenset()
+    bos_id: int | None = None
+    eos_id: int | None = None
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        self._special_ids = frozenset(self.special.values())
+        self._bytes: dict[int, bytes] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.size
+
+    def encode(self, text: str, *, prefix: bool = False, first: bool = True) -> list[int]:
+        """Ids of a text; with `prefix` as a prompt, with the model's BOS where it wants one."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as err:
+            raise MalformedData(f"text has half of a surrogate pair (character {err.start})") from None
+        return (self.prefix if prefix else []) + self.backend.encode(text, first=first)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for. Raises UsageError for an id outside the vocabulary."""
+        found = self._bytes.get(token_id)
+        if found is None:
+            if not 0 <= token_id < self.backend.size:
+                raise UsageError(f"token id {token_id} is outside the vocabulary of {self.backend.size}")
+            found = self._bytes[token_id] = self.backend.token_bytes(token_id)
+        return found
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the id is a control token."""
+        return token_id in self._special_ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        pieces = [self.token_bytes(i) for i in ids if not (skip_special and self.is_special(i))]
+        text = b"".join(pieces).decode("utf-8", "replace")
+        return text[1:] if getattr(self.backend, "adds_space", False) and text.startswith(" ") else text
+
+    def special_text(self, token_id: int | None) -> str | None:
+        """A control token's spelling."""
+        return None if token_id is None else self.token_bytes(token_id).decode("utf-8", "replace")
+
+
+def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
+    """The tokenizer inside a GGUF file."""
+    model = metadata.get("tokenizer.ggml.model")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
+        raise MalformedData(f"{path}: tokenizer.ggml.tokens is missing or holds no strings")
+    types = _numbers(metadata, "token_type", len(tokens), path, default=1)
+    if not all(1 <= t <= 6 for t in types):
+        raise MalformedData(f"{path}: tokenizer.ggml.token_type has a kind outside 1 to 6")
+    if max(map(len, tokens)) > limits.TOKEN_BYTES:
+        raise MalformedData(f"{path}: a token is longer than {limits.TOKEN_BYTES} bytes")
+
+    def id_of(name: str) -> int | None:
+        value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return value if isinstance(value, int) and 0 <= value < len(tokens) else None
+
+    backend: Backend
+    if model == "llama":
+        scores = _numbers(metadata, "scores", len(tokens), path, default=0.0)
+        adds_space = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
+        unknown = id_of("unknown") or 0
+        types = [t if i != unknown or t == 2 else 2 for i, t in enumerate(types)]
+        types = [t if i == unknown or t != 2 else 3 for i, t in enumerate(types)]
+        proto = sentencepiece_model(tokens, scores, types, unknown, adds_space)
+        backend = SentencePieceBackend(proto, path, adds_space)
+        adds_bos = True
+    elif model == "gpt2":
+        merges = metadata.get("tokenizer.ggml.merges")
+        if not isinstance(merges, list):
+            raise MalformedData(f"{path}: tokenizer.ggml.merges is missing")
+        pre = metadata.get("tokenizer.ggml.pre")
+        if not isinstance(pre, str):
+            raise MalformedData(f"{path}: tokenizer.ggml.pre is missing, so texts cannot be cut as trained")
+        backend = TokenizersBackend.from_vocabulary(tokens, types, merges, pre, path)
+        adds_bos = pre in ("llama-bpe", "llama3", "llama-v3", "tekken")
+    else:
+        raise BadConfiguration(f"{path}: tokenizer {model!r} is not supported. Known: gpt2, llama.")
+    special = {t: i for i, t in reversed(list(enumerate(tokens))) if types[i] == 3}
+    bos, eos = id_of("bos"), id_of("eos")
+    adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True
+    stops = {i for i in (eos, id_of("eot"), id_of("eom")) if i is not None}
+    template = metadata.get("tokenizer.chat_template")
+    return Tokenizer(
+        backend,
+        special,
+        [bos] if adds_bos and bos is not None else [],
+        _stop_ids(stops, special),
+        bos,
+        eos,
+        template if isinstance(template, str) else None,
+    )
+
+
+def tokenizer_from_folder(folder: Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, or else SentencePiece's tokenizer.model."""
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_json(settings_file) if settings_file.exists() else {}
+    if "auto_map" in settings:
+        from paragone.errors import Refused
+
+        raise Refused(f"{settings_file}: asks for remote code (auto_map); it is never run")
+    backend: Backend
+    if (folder / "tokenizer.json").is_file():
+        backend = TokenizersBackend.from_file(folder / "tokenizer.json")
+        special, prefix = backend.control_tokens(), backend.surroundings()[0]
+    elif (folder / "tokenizer.model").is_file():
+        path = folder / "tokenizer.model"
+        if path.stat().st_size > limits.TOKENIZER_BYTES:
+            raise MalformedData(f"{path}: larger than {limits.TOKENIZER_BYTES} bytes")
+        backend = SentencePieceBackend(path.read_bytes(), path)
+        special, prefix = backend.control_tokens(), []
+    else:
+        raise NotFound(f"{folder}: has neither tokenizer.json nor tokenizer.model")
+    bos = special.get(_content(settings.get("bos_token")) or "<s>")
+    eos = special.get(_content(settings.get("eos_token")) or "</s>")
+    if isinstance(backend, SentencePieceBackend) and settings.get("add_bos_token", True) and bos is not None:
+        prefix = [bos]
+    stops = set(eos_ids) | ({eos} if eos is not None else set())
+    stops |= _generation_stops(folder)
+    stops = {i for i in stops if i < backend.size}
+    template = _folder_template(folder, settings)
+    return Tokenizer(backend, special, prefix, _stop_ids(stops, special), bos, eos, template)
+
+
+def _stop_ids(stops: set[int], special: dict[str, int]) -> frozenset[int]:
+    return frozenset(stops | {special[name] for name in END_OF_TURN if name in special})
+
+
+def _numbers(metadata: dict[str, Any], name: str, count: int, path: Path, default: float) -> list[Any]:
+    values = metadata.get(f"tokenizer.ggml.{name}")
+    if values is None:
+        return [default] * count
+    if not hasattr(values, "tolist") or len(values) != count:
+        raise MalformedData(f"{path}: tokenizer.ggml.{name} does not have one number for each token")
+    return values.tolist()  # type: ignore[no-any-return]
+
+
+def _content(token: Any) -> str | None:
+    """A token in tokenizer_config.json: a string, or an object with `content`."""
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else None
+
+
+def _generation_stops(folder: Path) -> set[int]:
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return set()
+    value = read_json(path).get("eos_token_id") or []
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise MalformedData(f"{path}: eos_token_id is neither an id nor a list of ids")
+    return set(ids)
+
+
+def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """chat_template.jinja, else tokenizer_config.json's (one, or the one called default)."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        if path.stat().st_size > limits.TEMPLATE_BYTES:
+            raise MalformedData(f"{path}: larger than {limits.TEMPLATE_BYTES} bytes")
+        return path.read_text("utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
