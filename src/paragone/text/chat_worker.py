@@ -19,7 +19,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 LIMITS: dict[str, int] = {}
 _rendering = False
-REFUSED_EVENTS = ("open", "os.", "subprocess.", "socket.", "ctypes.", "exec", "compile", "pickle.", "import")
+REFUSED_EVENTS = (
+    "open",
+    "os.",
+    "subprocess.",
+    "socket.",
+    "ctypes.",
+    "exec",
+    "compile",
+    "pickle.",
+    "import",
+)
 
 
 class LimitError(Exception):

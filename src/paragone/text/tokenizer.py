@@ -20,7 +20,15 @@ from paragone.text.backends import (
 )
 
 # Tokens that end an answer in the families' chat formats, where the vocabulary has them as control tokens.
-END_OF_TURN = ("<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "</s>")
+END_OF_TURN = (
+    "<|im_end|>",
+    "<end_of_turn>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<|endoftext|>",
+    "</s>",
+)
 
 
 @dataclass
@@ -154,7 +162,11 @@ def tokenizer_from_folder(folder: Path, eos_ids: Iterable[int] = ()) -> Tokenize
         raise NotFound(f"{folder}: has neither tokenizer.json nor tokenizer.model")
     bos = special.get(_content(settings.get("bos_token")) or "<s>")
     eos = special.get(_content(settings.get("eos_token")) or "</s>")
-    if isinstance(backend, SentencePieceBackend) and settings.get("add_bos_token", True) and bos is not None:
+    if (
+        isinstance(backend, SentencePieceBackend)
+        and settings.get("add_bos_token", True)
+        and bos is not None
+    ):
         prefix = [bos]
     stops = set(eos_ids) | ({eos} if eos is not None else set())
     stops |= _generation_stops(folder)

@@ -1,0 +1,1 @@
+"""What is known about models without having them: names, sizes, licences, sources. Plain data."""

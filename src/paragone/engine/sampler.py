@@ -1,0 +1,96 @@
+"""Chooses the next token of each sequence from its logits.
+
+Every request has its own random stream, one number a token, so that what it draws does not depend on the
+requests beside it.
+"""
+
+import torch
+from torch import Tensor
+
+from paragone.engine.request import SamplingParams, TokenLogprobs
+
+NUCLEUS_GUESS = 1024  # how many of the most likely tokens are sorted before all of them are
+
+
+class Sampler:
+    """One request's choice of tokens: its parameters, its counts, its random stream."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: list[int], vocab_size: int) -> None:
+        self.params = params
+        self._rng = torch.Generator()
+        if params.seed is not None:
+            self._rng.manual_seed(params.seed)
+        self._counts: Tensor | None = None
+        self._seen: Tensor | None = None
+        if params.repetition_penalty != 1.0:
+            self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+            self._seen[torch.tensor(prompt_ids)] = True
+        if params.presence_penalty or params.frequency_penalty:
+            self._counts = torch.zeros(vocab_size)
+
+    def choose(self, logits_V: Tensor) -> tuple[int, TokenLogprobs | None]:
+        """The next token, and its log-probabilities if they were asked for."""
+        params = self.params
+        if params.temperature == 0 and self._seen is None and self._counts is None:
+            token = int(logits_V.argmax())
+        else:
+            token = self._sample(self._penalised(logits_V.float().cpu()))
+        if self._seen is not None:
+            self._seen[token] = True
+        if self._counts is not None:
+            self._counts[token] += 1
+        return token, None if params.logprobs is None else token_logprobs(logits_V, token, params.logprobs)
+
+    def _penalised(self, logits: Tensor) -> Tensor:
+        params = self.params
+        if self._seen is not None:
+            seen = logits[self._seen]
+            penalty = params.repetition_penalty
+            logits = logits.clone()
+            logits[self._seen] = torch.where(seen > 0, seen / penalty, seen * penalty)
+        if self._counts is not None:
+            shown = (self._counts > 0).float() * params.presence_penalty
+            logits = logits - self._counts * params.frequency_penalty - shown
+        return logits
+
+    def _sample(self, logits: Tensor) -> int:
+        params = self.params
+        if params.temperature == 0:
+            return int(logits.argmax())
+        probs = (logits.double() / params.temperature).softmax(-1)
+        if params.min_p > 0:
+            probs = torch.where(probs >= params.min_p * probs.max(), probs, 0.0)
+        if not params.top_k and params.top_p >= 1:
+            return self._draw(probs)
+        kept = self._most_likely(probs / probs.sum())
+        return int(kept.indices[self._draw(kept.values)])
+
+    def _most_likely(self, probs: Tensor) -> torch.return_types.topk:
+        """The tokens that top-k and top-p leave, most likely first. Always at least one."""
+        params = self.params
+        count = min(params.top_k or len(probs), len(probs))
+        guess = min(count, NUCLEUS_GUESS) if params.top_p < 1 else count
+        best = probs.topk(guess)
+        if params.top_p >= 1:
+            return best
+        share = 1.0 if not params.top_k else float(probs.topk(count).values.sum())
+        if guess < count and float(best.values.sum()) < params.top_p * share:
+            best = probs.topk(count)
+        before = best.values.cumsum(0) - best.values  # what more likely tokens already cover
+        keep = int((before < params.top_p * share).sum())
+        return torch.return_types.topk((best.values[:keep], best.indices[:keep]))
+
+    def _draw(self, weights: Tensor) -> int:
+        """An index with probability proportional to its weight."""
+        edges = weights.double().cumsum(0)
+        point = torch.rand((), generator=self._rng, dtype=torch.float64) * edges[-1]
+        at = int(torch.searchsorted(edges, point, right=True))
+        return min(at, int((weights > 0).nonzero()[-1]))
+
+
+def token_logprobs(logits_V: Tensor, token: int, top: int) -> TokenLogprobs:
+    """Log-probabilities of a token and of the `top` most likely ones."""
+    logprobs = logits_V.float().log_softmax(-1)
+    best = logprobs.topk(top) if top else None
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
+    return TokenLogprobs(token, float(logprobs[token]), tuple(pairs))
