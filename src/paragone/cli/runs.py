@@ -1,0 +1,95 @@
+"""`paragone runs`: the comparisons made on this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group("runs", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """Lists earlier comparisons, newest first. `runs show` prints one, `runs diff` sets two side by side."""
+    if ctx.invoked_subcommand:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from paragone.compare.history import list_runs
+
+    runs = list_runs()
+    if as_json:
+        click.echo(json.dumps(runs, indent=1))
+        return
+    if not runs:
+        click.echo("no runs yet: `paragone compare` makes the first")
+        return
+    table = Table("Run", "Started", "Choice", "Candidates", box=None, header_style="bold")
+    for run in runs:
+        table.add_row(str(run["id"]), run["started"], run["choice"] or "none", run["candidates"])
+    Console(highlight=False).print(table)
+
+
+@command.command("show")
+@click.argument("number", type=int, required=False)
+@click.option("--json", "as_json", is_flag=True, help="The whole result with its raw samples.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report again, to this file.")
+def show(number: int | None, as_json: bool, html: Path | None) -> None:
+    """Prints run NUMBER, or the newest."""
+    from rich.console import Console
+
+    from paragone.compare.history import load_run
+    from paragone.compare.report import print_answers, print_table, write_html
+
+    result = load_run(number)
+    if html:
+        write_html(result, html)
+        click.echo(str(html))
+    elif as_json:
+        click.echo(json.dumps(result, indent=1))
+    else:
+        console = Console(highlight=False)
+        console.print(f"run {result['id']}, {result['started']}, {result['machine']['cpu']}", style="dim")
+        print_table(result, console)
+        print_answers(result, console)
+
+
+@command.command("diff")
+@click.argument("first", type=int)
+@click.argument("second", type=int, required=False)
+def diff(first: int, second: int | None) -> None:
+    """Sets run FIRST and run SECOND (or the newest) side by side: what changed beyond the noise."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from paragone.compare.history import load_run
+    from paragone.compare.statistics import differ, spread
+
+    old, new = load_run(first), load_run(second)
+    console = Console(highlight=False)
+    for what in ("machine", "settings"):
+        for key in old[what].keys() | new[what].keys():
+            before, after = old[what].get(key), new[what].get(key)
+            if before != after:
+                console.print(f"{what} differs: {key} was {before}, is {after}", style="yellow")
+    table = Table("Candidate", "Measure", f"Run {old['id']}", f"Run {new['id']}", "Change",
+                  box=None, header_style="bold")  # fmt: skip
+    earlier: dict[str, Any] = {c["label"]: c for c in old["candidates"] if not c["error"]}
+    for candidate in new["candidates"]:
+        before = earlier.get(candidate["label"])
+        if candidate["error"] or before is None:
+            continue
+        for key, title, scale in (
+            ("decode_tokens_per_s", "decode tok/s", 1.0),
+            ("prefill_tokens_per_s", "prefill tok/s", 1.0),
+            ("start_s", "start s", 1.0),
+            ("peak_memory_bytes", "peak MB", 1e-6),
+        ):
+            a = [s * scale for s in before["samples"][key]]
+            b = [s * scale for s in candidate["samples"][key]]
+            change = f"{spread(b).median / spread(a).median - 1:+.1%}" if differ(a, b) else "no difference"
+            label = candidate["label"] if key == "decode_tokens_per_s" else ""
+            table.add_row(label, title, f"{spread(a).median:.4g}", f"{spread(b).median:.4g}", change)
+    console.print(table)

@@ -1,0 +1,143 @@
+"""What several commands need: options, progress, loading with a bar."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from paragone.engine.model import Model
+    from paragone.engine.request import SamplingParams
+    from paragone.engine.resolve import Located
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def error_console() -> Any:
+    """A rich console on standard error: progress and notes, so that standard output stays clean."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def download_progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar for `fetch`; it appears with the first byte."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=error_console(), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            phase = "unpacking" if what == "unpacking" else "downloading"
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done, total=total)
+
+        yield show
+
+
+def fetch_model(name: str) -> "Located":
+    """A model on this machine, pulled with a progress bar if need be; a pull names the licence."""
+    from paragone.engine.resolve import fetch, locate
+    from paragone.errors import NotFound
+
+    try:
+        return locate(name)
+    except NotFound:
+        with download_progress() as progress:
+            found = fetch(name, progress)
+    licence = found.entry.licence if found.entry else None
+    note = f" ({licence.title}: {licence.url})" if licence else ""
+    error_console().print(f"pulled {found.name}{note}")
+    return found
+
+
+def load(name: str, precision: str, device: str, threads: int | None) -> "Model":
+    """Loads a model with a progress bar."""
+    found = fetch_model(name)
+    import torch
+
+    from paragone.engine.model import load_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    if not sys.stderr.isatty():
+        return load_model(found.path, found.name, precision, device)  # type: ignore[arg-type]
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("loading {task.description}"), BarColumn())
+    with Progress(*columns, console=error_console(), transient=True) as bar:
+        task = bar.add_task(f"{found.name} {precision}")
+        return load_model(
+            found.path,
+            found.name,
+            precision,  # type: ignore[arg-type]
+            device,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--precision, --device, --threads."""
+    for option in (
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), help="Processor threads; default: all cores."
+        ),
+        click.option("--device", default="cpu", show_default=True, help="A torch device."),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "int8", "int4"]),
+            default="bf16",
+            show_default=True,
+            help="How the weights are kept.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+# Flag, field of SamplingParams, type, help. Defaults are the dataclass's own.
+SAMPLING: tuple[tuple[str, str, Any, str], ...] = (
+    ("--temperature", "temperature", float, "0 always takes the most likely token."),
+    ("--top-k", "top_k", int, "Choose among the k most likely; 0: among all."),
+    ("--top-p", "top_p", float, "Choose among the most likely that together reach this probability."),
+    ("--min-p", "min_p", float, "Leave out tokens below this share of the most likely one."),
+    ("--repetition-penalty", "repetition_penalty", float, "Above 1 discourages what prompt or answer has."),
+    ("--presence-penalty", "presence_penalty", float, "Subtracted once for tokens that the answer has."),
+    (
+        "--frequency-penalty",
+        "frequency_penalty",
+        float,
+        "Subtracted for every time the answer has a token.",
+    ),
+    ("--seed", "seed", int, "Repeats a run's random choices; shown with --verbose."),
+)
+
+
+def sampling_options(max_tokens: int) -> Decorator:
+    """The flags of SamplingParams."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = click.option("--stop", multiple=True, help="End before this text; may be given often.")(
+            function
+        )
+        for flag, name, kind, text in reversed(SAMPLING):
+            function = click.option(flag, name, type=kind, default=None, help=text)(function)
+        return click.option(
+            "--max-tokens", type=int, default=max_tokens, show_default=True, help="The longest answer."
+        )(function)
+
+    return add
+
+
+def sampling_params(options: dict[str, Any]) -> "SamplingParams":
+    """SamplingParams from the flags that were given; raises UsageError for values out of bounds."""
+    from paragone.engine.request import SamplingParams
+
+    names = {name for _, name, _, _ in SAMPLING} | {"max_tokens", "logprobs", "ignore_eos"}
+    given = {k: v for k, v in options.items() if k in names and v is not None}
+    return SamplingParams(**given, stop=tuple(options.get("stop") or ()))

@@ -1,0 +1,1 @@
+"""The main job: which model, at which precision, on this machine, for these prompts."""

@@ -1,0 +1,116 @@
+"""What is compared: model and precision, with what is known of each before it runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paragone.catalog.catalog import DEFAULT_MODELS, Licence
+from paragone.checkpoint.checkpoint import open_checkpoint
+from paragone.checkpoint.store import Progress
+from paragone.engine.resolve import fetch
+from paragone.errors import ParagoneError, UsageError
+from paragone.model.families import spec_of
+from paragone.model.load import PRECISIONS, Precision, estimate_bytes
+
+DEFAULT_PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
+# What a process needs beside weights and cache: Python, torch, activations.
+OVERHEAD_BYTES = 350_000_000
+
+
+@dataclass
+class Candidate:
+    """A model at a precision, and everything that is learnt about it."""
+
+    model: str
+    precision: Precision
+    path: Path
+    known: dict[str, Any] = field(default_factory=dict)
+    estimate_bytes: int = 0
+    error: str | None = None
+    samples: dict[str, list[Any]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} {self.precision}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain values for JSON."""
+        return {**self.__dict__, "path": str(self.path), "label": self.label}
+
+
+def parse_candidates(
+    names: Sequence[str], precisions: Sequence[str], progress: Progress
+) -> list[Candidate]:
+    """Candidates from MODEL or MODEL:PRECISION; without models, the two defaults.
+
+    A model that cannot be had or read becomes a candidate with an error, so that the others still run;
+    raises only where a name is misused or nothing at all is left.
+    """
+    wanted: list[tuple[str, Precision]] = []
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
+    for name in names or DEFAULT_MODELS:
+        base, _, last = name.rpartition(":")
+        chosen = [last] if base and last in PRECISIONS else list(precisions or DEFAULT_PRECISIONS)
+        model = base if base and last in PRECISIONS else name
+        for precision in chosen:
+            if (model, precision) not in wanted:
+                wanted.append((model, precision))  # type: ignore[arg-type]
+    opened: dict[str, Candidate] = {}
+    out, errors = [], []
+    for model, precision in wanted:
+        if model not in opened:
+            try:
+                opened[model] = _open(model, precision, progress)
+            except ParagoneError as err:
+                errors.append(err)
+                opened[model] = Candidate(model, precision, Path(model), error=str(err))
+        first = opened[model]
+        candidate = Candidate(first.model, precision, first.path, first.known, error=first.error)
+        if not first.error:
+            spec = spec_of(open_checkpoint(first.path))
+            candidate.estimate_bytes = estimate_bytes(spec, precision) + OVERHEAD_BYTES
+        out.append(candidate)
+    if all(c.error for c in out):
+        raise errors[0]
+    return out
+
+
+def _open(name: str, precision: Precision, progress: Progress) -> Candidate:
+    found = fetch(name, progress)
+    checkpoint = open_checkpoint(found.path)
+    spec = spec_of(checkpoint)
+    entry = found.entry
+    known = {
+        "family": spec.family,
+        "parameters": checkpoint.num_parameters,
+        "context": spec.max_position_embeddings,
+        "disk_bytes": checkpoint.disk_bytes,
+        "kind": entry.kind if entry else None,
+        "languages": list(entry.languages) if entry else [],
+        "licence": _licence(entry.licence) if entry else None,
+        "stored_as": _stored_as(checkpoint.tensors.values()),
+    }
+    return Candidate(found.name, precision, found.path, known)
+
+
+def _licence(licence: Licence) -> dict[str, Any]:
+    return {
+        "name": licence.title,
+        "url": licence.url,
+        "commercial": licence.commercial,
+        "asks": list(licence.asks),
+    }
+
+
+def _stored_as(tensors: Any) -> str:
+    """The type that holds most of the file's weights."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + tensor.nbytes
+    return max(sizes, key=lambda k: sizes[k])

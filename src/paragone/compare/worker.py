@@ -1,0 +1,137 @@
+"""One candidate, one task, one process: run by `measure.py` as `python -m paragone.compare.worker`.
+
+Reads its task as one JSON line from standard input and writes events as JSON lines: progress, then the
+result or an error. Nothing else runs in the process, so its peak memory is the candidate's.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from paragone.errors import NotEnoughMemory, ParagoneError
+
+
+def emit(event: str, **values: Any) -> None:
+    """One line to the parent."""
+    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
+    sys.stdout.flush()
+
+
+def load(task: dict[str, Any]) -> Any:
+    """The candidate's model, with the thread count that was asked for."""
+    import torch
+
+    from paragone.engine.model import load_model
+
+    if task.get("threads"):
+        torch.set_num_threads(task["threads"])
+    return load_model(Path(task["path"]), task["model"], task["precision"], task.get("device", "cpu"))
+
+
+def speed(task: dict[str, Any]) -> dict[str, Any]:
+    """Load time, start-up, prefill and decode speeds, memory. Decoding continues the prefilled prompt."""
+    started = time.perf_counter()
+    model = load(task)
+    load_s = time.perf_counter() - started
+    import torch
+
+    from paragone.engine.resources import peak_memory_bytes
+
+    decoder, greedy = model.decoder, lambda logits: int(logits[0].argmax())
+    ids = _prompt_ids(model, task["text"], task["prompt_tokens"])
+    runs = []
+    with torch.inference_mode():
+        first = decoder.logits(decoder.hidden(torch.tensor([ids[:8]]), decoder.new_cache(1, 8))[:, -1])
+        greedy(first)
+        start_s = time.monotonic() - task["spawned"]  # one clock for all processes of the machine
+        for repetition in range(task["repetitions"] + 1):
+            cache = decoder.new_cache(1, len(ids) + task["decode_tokens"])
+            begin = time.perf_counter()
+            for at in range(0, len(ids), 512):
+                hidden = decoder.hidden(torch.tensor([ids[at : at + 512]]), cache)
+            token = greedy(decoder.logits(hidden[:, -1]))
+            ttft_s = time.perf_counter() - begin
+            times = [time.perf_counter()]
+            for _ in range(task["decode_tokens"]):
+                token = greedy(decoder.logits(decoder.hidden(torch.tensor([[token]]), cache)[:, -1]))
+                times.append(time.perf_counter())
+            if repetition:  # the first warms caches up and is not counted
+                gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+                runs.append({"ttft_s": ttft_s, "token_s": gaps, "total_s": times[-1] - begin})
+    return {
+        "load_s": load_s,
+        "start_s": start_s,
+        "runs": runs,
+        "prompt_tokens": len(ids),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "weight_bytes": decoder.weight_bytes,
+        "decode_bytes": decoder.decode_bytes,
+        "cache_bytes": cache.reserved_bytes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _prompt_ids(model: Any, text: str, count: int) -> list[int]:
+    """`count` tokens of a text, repeated as often as it takes."""
+    ids = model.encode(text)
+    body = ids[len(model.tokenizer.prefix) :] or [0]
+    while len(ids) < count:
+        ids = ids + body
+    return ids[: min(count, model.context - 64)]  # type: ignore[no-any-return]
+
+
+def quality(task: dict[str, Any]) -> dict[str, Any]:
+    """Bits per byte of each text; against a reference's log-probabilities, KL divergence and agreement."""
+    from paragone.compare.quality import measure_quality
+
+    model = load(task)
+    reference = Path(task["reference"]) if task.get("reference") else None
+    return measure_quality(
+        model,
+        task["texts"],
+        reference,
+        task["is_reference"],
+        lambda d, t: emit("progress", done=d, total=t),
+    )
+
+
+def answers(task: dict[str, Any]) -> dict[str, Any]:
+    """The model's greedy answer to each prompt, by its chat template where it has one."""
+    model = load(task)
+    out = []
+    for n, prompt in enumerate(task["prompts"], 1):
+        if model.tokenizer.chat_template is not None:
+            completion = model.chat(prompt, max_tokens=task["max_tokens"])
+        else:
+            completion = model.generate(prompt, max_tokens=task["max_tokens"])
+        out.append(
+            {
+                "text": completion.text,
+                "finish_reason": completion.finish_reason,
+                "prompt_tokens": completion.prompt_tokens,
+                "tokens": len(completion.token_ids),
+                "ttft_s": completion.ttft_s,
+                "total_s": completion.total_s,
+            }
+        )
+        emit("progress", done=n, total=len(task["prompts"]))
+    return {"answers": out}
+
+
+def main() -> None:
+    """Runs the task that standard input names."""
+    task = json.loads(sys.stdin.readline())
+    try:
+        emit("result", **{"speed": speed, "quality": quality, "answers": answers}[task["task"]](task))
+    except ParagoneError as err:
+        emit("error", message=str(err))
+    except MemoryError:
+        emit("error", message=str(NotEnoughMemory("ran out of memory")))
+    except RuntimeError as err:  # torch's allocator and kernels
+        emit("error", message=" ".join(str(err).split())[:200])
+
+
+if __name__ == "__main__":
+    main()
