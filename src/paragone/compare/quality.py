@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paragone.engine.model import Model
+from paragone.engine.model import Model, chosen_logprobs
 from paragone.errors import NotEnoughMemory, UsageError
 
 SEGMENT_BYTES = 128  # texts are scored by segments, so that two models can be compared piece by piece
@@ -69,13 +69,13 @@ def measure_quality(
             if not model.tokenizer.prefix:
                 score.position += len(model.tokenizer.token_bytes(ids[0]))
             targets = torch.tensor(ids[1:])
-            for at, logprobs in model.position_logprobs(ids):
-                chunk = targets[at : at + len(logprobs)]
-                bits = logprobs.gather(1, chunk[:, None])[:, 0] / -math.log(2)
+            for at, logits in model.position_logits(ids):
+                chunk = targets[at : at + len(logits)]
+                bits = chosen_logprobs(logits, chunk) / -math.log(2)
                 for token, cost in zip(chunk.tolist(), bits.tolist(), strict=True):
                     score.add(cost, len(model.tokenizer.token_bytes(token)))
-                divergence.add(done, logprobs)
-                done += len(logprobs)
+                divergence.add(done, logits)
+                done += len(logits)
                 progress(done, total)
     size, tokens = sum(s.bytes for s in scores.values()), sum(s.tokens for s in scores.values())
     if not size:
@@ -116,10 +116,10 @@ class Divergence:
             except (OSError, ValueError) as err:
                 raise NotEnoughMemory(f"the reference's log-probabilities: {err}") from None
 
-    def add(self, first: int, logprobs: Tensor) -> None:
-        """Positions [first, first + n) with their log-probabilities (n, V)."""
-        while self.row < len(self.chosen) and self.chosen[self.row] < first + len(logprobs):
-            ours = logprobs[self.chosen[self.row] - first]
+    def add(self, first: int, logits_NV: Tensor) -> None:
+        """Positions [first, first + N) with their logits."""
+        while self.row < len(self.chosen) and self.chosen[self.row] < first + len(logits_NV):
+            ours = logits_NV[self.chosen[self.row] - first].log_softmax(-1)
             if self.write:
                 self.store[self.row] = ours.numpy()
             else:
@@ -137,6 +137,6 @@ class Divergence:
 
 
 def _compare(p: Tensor, q: Tensor) -> tuple[float, bool]:
-    """KL(p || q) in nats and whether both have the same most likely token; p and q are log-probabilities."""
-    terms = p.double().exp() * (p.double() - q.double())
-    return max(float(terms[p > -60].sum()), 0.0), bool(p.argmax() == q.argmax())
+    """KL(p || q) in nats, and whether both have the same most likely token. Both are log-probabilities."""
+    terms = p.exp() * (p - q)
+    return max(float(terms.sum(dtype=torch.float64)), 0.0), bool(p.argmax() == q.argmax())

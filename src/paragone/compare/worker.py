@@ -12,6 +12,8 @@ from typing import Any
 
 from paragone.errors import NotEnoughMemory, ParagoneError
 
+PREFILL_CHUNK = 512  # as the engine does it
+
 
 def emit(event: str, **values: Any) -> None:
     """One line to the parent."""
@@ -32,34 +34,23 @@ def load(task: dict[str, Any]) -> Any:
 
 def speed(task: dict[str, Any]) -> dict[str, Any]:
     """Load time, start-up, prefill and decode speeds, memory. Decoding continues the prefilled prompt."""
+    import torch
+
+    import paragone.engine.model  # noqa: F401 -- importing is part of starting, not of loading
+    from paragone.engine.resources import peak_memory_bytes
+
     started = time.perf_counter()
     model = load(task)
     load_s = time.perf_counter() - started
-    import torch
 
-    from paragone.engine.resources import peak_memory_bytes
-
-    decoder, greedy = model.decoder, lambda logits: int(logits[0].argmax())
+    decoder = model.decoder
     ids = _prompt_ids(model, task["text"], task["prompt_tokens"])
-    runs = []
     with torch.inference_mode():
-        first = decoder.logits(decoder.hidden(torch.tensor([ids[:8]]), decoder.new_cache(1, 8))[:, -1])
-        greedy(first)
+        int(decoder.logits(decoder.hidden(torch.tensor([ids[:8]]))[:, -1]).argmax())
         start_s = time.monotonic() - task["spawned"]  # one clock for all processes of the machine
-        for repetition in range(task["repetitions"] + 1):
-            cache = decoder.new_cache(1, len(ids) + task["decode_tokens"])
-            begin = time.perf_counter()
-            for at in range(0, len(ids), 512):
-                hidden = decoder.hidden(torch.tensor([ids[at : at + 512]]), cache)
-            token = greedy(decoder.logits(hidden[:, -1]))
-            ttft_s = time.perf_counter() - begin
-            times = [time.perf_counter()]
-            for _ in range(task["decode_tokens"]):
-                token = greedy(decoder.logits(decoder.hidden(torch.tensor([[token]]), cache)[:, -1]))
-                times.append(time.perf_counter())
-            if repetition:  # the first warms caches up and is not counted
-                gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
-                runs.append({"ttft_s": ttft_s, "token_s": gaps, "total_s": times[-1] - begin})
+        cache = decoder.new_cache(1, len(ids) + task["decode_tokens"])
+        _measure(decoder, ids[:64], 4, cache)  # warms caches up and is not counted
+        runs = [_measure(decoder, ids, task["decode_tokens"], cache) for _ in range(task["repetitions"])]
     return {
         "load_s": load_s,
         "start_s": start_s,
@@ -71,6 +62,23 @@ def speed(task: dict[str, Any]) -> dict[str, Any]:
         "cache_bytes": cache.reserved_bytes,
         "threads": torch.get_num_threads(),
     }
+
+
+def _measure(decoder: Any, ids: list[int], decode_tokens: int, cache: Any) -> dict[str, Any]:
+    """One prefill and what is decoded after it, greedily: seconds to the first token and between the rest."""
+    import torch
+
+    cache.truncate(0)
+    begin = time.perf_counter()
+    for at in range(0, len(ids), PREFILL_CHUNK):
+        hidden = decoder.hidden(torch.tensor([ids[at : at + PREFILL_CHUNK]]), cache)
+    token = int(decoder.logits(hidden[:, -1]).argmax())
+    times = [time.perf_counter()]
+    for _ in range(decode_tokens):
+        token = int(decoder.logits(decoder.hidden(torch.tensor([[token]]), cache)[:, -1]).argmax())
+        times.append(time.perf_counter())
+    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    return {"ttft_s": times[0] - begin, "token_s": gaps, "total_s": times[-1] - begin}
 
 
 def _prompt_ids(model: Any, text: str, count: int) -> list[int]:

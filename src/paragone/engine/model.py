@@ -100,17 +100,21 @@ class Model:
             raise ContextLengthExceeded(f"{len(ids)} tokens do not fit the context of {self.context}")
         out: list[float] = []
         targets = torch.tensor(ids[1:])
-        for at, logprobs in self.position_logprobs(ids):
-            out += logprobs.gather(1, targets[at : at + len(logprobs), None])[:, 0].tolist()
+        for at, logits in self.position_logits(ids):
+            out += chosen_logprobs(logits, targets[at : at + len(logits)]).tolist()
         return out
 
     @torch.inference_mode()
-    def position_logprobs(self, ids: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """(first position, log-probabilities (n, V) in float32 on the CPU) for every token but the last."""
+    def position_logits(self, ids: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """(first position, logits (n, V) in float32 on the CPU) for every token but the last."""
         hidden = self.decoder.hidden(torch.tensor([list(ids[:-1])], device=self.decoder.device))[0]
         for at in range(0, len(hidden), LOGITS_ROWS):
-            logits = self.decoder.logits(hidden[at : at + LOGITS_ROWS])
-            yield at, logits.float().log_softmax(-1).cpu()
+            yield at, self.decoder.logits(hidden[at : at + LOGITS_ROWS]).float().cpu()
+
+
+def chosen_logprobs(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+    """Natural log-probability of one token of each row, without making all of them."""
+    return logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(1)
 
 
 def _params(params: SamplingParams | None, settings: dict[str, Any]) -> SamplingParams:

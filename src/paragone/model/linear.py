@@ -73,20 +73,23 @@ class DenseLinear(Linear):
 
 
 class PackedLinear(Linear):
-    """bfloat16 in oneDNN's blocked layout; for products on the CPU only."""
+    """bfloat16 in oneDNN's blocked layout, in runs of rows; for products on the CPU only."""
 
     form = "packed"
 
-    def __init__(self, weight_ND: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(*weight_ND.shape, bias)
-        self.packed = ops.pack(weight_ND)
+    def __init__(self, blocks: list[Tensor], shape: tuple[int, int], bias: Tensor | None = None) -> None:
+        super().__init__(*shape, bias)
+        self.blocks = blocks
 
     @property
     def weight_bytes(self) -> int:
         return 2 * self.out_features * self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.packed_linear(x, self.packed, self.bias)
+        if len(self.blocks) == 1:
+            return ops.packed_linear(x, self.blocks[0], self.bias)
+        y = torch.cat([ops.packed_linear(x, block, None) for block in self.blocks], dim=-1)
+        return y if self.bias is None else y.add_(self.bias)
 
 
 class Int8Linear(Linear):

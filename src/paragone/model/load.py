@@ -4,6 +4,8 @@ Matrices are read and converted in runs of rows, straight into the form in which
 a tensor leave memory once it has been taken over.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
@@ -28,14 +30,14 @@ from paragone.model.linear import (
     as_torch,
 )
 from paragone.model.spec import ModelSpec
-from paragone.ops.linear import GROUP, can_pack
+from paragone.ops.linear import GROUP, can_pack, pack
 from paragone.quant.rtn import quantize_int4, quantize_int8
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CHUNK = 1 << 19  # numbers read at a time: their float32 form stays in the processor's cache
 
-SCRATCH = 1 << 25  # numbers; larger matrices get room of their own
+PACK_BLOCK = 1 << 23  # numbers that are packed together: 16 MB
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 Chunks = Iterator[tuple[int, Tensor]]  # (first row, rows) of one matrix
@@ -93,7 +95,7 @@ class _Loader:
         self.precision, self.device, self.progress = precision, device, progress
         self.dtype = activation_dtype(precision)
         self.used: set[str] = set()
-        self.scratch_room: Tensor | None = None
+        self.room: Tensor | None = None
         self.bytes_done = 0
         self.bytes_total = sum(t.nbytes for t in checkpoint.tensors.values())
 
@@ -105,7 +107,11 @@ class _Loader:
             ("embed" if spec.tie_word_embeddings else "head",), spec.vocab_size, width, outer=True
         )
         embed = self.embedding(head)
-        blocks = [self.block(i) for i in range(spec.num_layers)]
+        blocks = []
+        for i in range(spec.num_layers):
+            return_freed_memory()
+            blocks.append(self.block(i))
+        return_freed_memory()
         return Decoder(spec, embed, blocks, self.norm("final_norm"), head, self.dtype).eval()
 
     def embedding(self, head: Linear) -> nn.Module:
@@ -181,20 +187,29 @@ class _Loader:
         return self.int4(chunks, shape, bias_N)
 
     def dense(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
-        packs = can_pack(self.dtype, self.device)
-        weight = self.scratch(shape) if packs else torch.empty(shape, dtype=self.dtype)
+        if can_pack(self.dtype, self.device):
+            return PackedLinear(self.packed_blocks(chunks, shape), shape, bias)
+        weight = torch.empty(shape, dtype=self.dtype)
         for at, chunk in chunks:
             weight[at : at + len(chunk)] = chunk
-        return PackedLinear(weight, bias) if packs else DenseLinear(weight.to(self.device), bias)
+        return DenseLinear(weight.to(self.device), bias)
 
-    def scratch(self, shape: tuple[int, int]) -> Tensor:
-        """Room for a matrix that is about to be packed. Using it again spares the system new pages."""
-        size = shape[0] * shape[1]
-        if size > SCRATCH:
-            return torch.empty(shape, dtype=self.dtype)
-        if self.scratch_room is None:
-            self.scratch_room = torch.empty(SCRATCH, dtype=self.dtype)
-        return self.scratch_room[:size].view(shape)
+    def packed_blocks(self, chunks: Chunks, shape: tuple[int, int]) -> list[Tensor]:
+        """Runs of rows, each packed from the same room, so that no matrix is ever there twice."""
+        if self.room is None:
+            self.room = torch.empty(PACK_BLOCK, dtype=self.dtype)
+        rows = min(shape[0], max(1, PACK_BLOCK // shape[1]))
+        room = self.room[: rows * shape[1]].view(rows, shape[1])
+        blocks, filled = [], 0
+        for _, chunk in chunks:
+            while len(chunk):
+                taken = min(len(chunk), rows - filled)
+                room[filled : filled + taken] = chunk[:taken]
+                chunk, filled = chunk[taken:], filled + taken
+                if filled == rows:
+                    blocks.append(pack(room))
+                    filled = 0
+        return [*blocks, pack(room[:filled])] if filled else blocks
 
     def int8(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
         codes = torch.empty(shape, dtype=torch.int8)
@@ -272,6 +287,15 @@ class _Loader:
                 f"{self.checkpoint.path}: {' and '.join(found)}: "
                 f"{self.checkpoint.config_path.name} describes another model than the weights"
             )
+
+
+def return_freed_memory() -> None:
+    """Hands what the allocator has freed back to the system, where it can (glibc): between weights that stay,
+    conversions leave holes that would otherwise count as used."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def parameter_names(spec: ModelSpec) -> list[str]:

@@ -1,0 +1,61 @@
+# Everything has its set-up in itself: a target installs what it needs once, and does not do it again until
+# pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml constraints.txt
+MODELS := smollm2-135m-instruct gemma3-270m
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench bench-foundation peers docs fuzz clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+$(VENV)/pip: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/run: $(SOURCES) $(VENV)/pip
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[report]'
+	@touch $@
+
+$(VENV)/dev: $(SOURCES) $(VENV)/run
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(VENV)/run  ## set up, fetch two small models, compare them and say which to take
+	@$(BIN)/paragone compare
+
+test: $(VENV)/dev models  ## set up and run the tests
+	$(BIN)/python -m pytest
+
+.PHONY: models
+models: $(VENV)/run
+	@for model in $(MODELS); do $(BIN)/paragone pull $$model >/dev/null || exit $$?; done
+
+lint: $(VENV)/dev  ## ruff (rules and layout) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fuzz: $(VENV)/dev  ## coverage-guided fuzzing of the readers of files, RUNS inputs each
+	$(BIN)/python -m tests.fuzz $(or $(RUNS),200000)
+
+peers: $(VENV)/run  ## environments of the peers to measure beside, under the cache folder
+	$(BIN)/python benchmarks/peers.py transformers
+
+bench-foundation: models peers  ## speed, start and memory beside transformers; ends in one JSON line
+	$(BIN)/python benchmarks/foundation.py
+
+bench: bench-foundation  ## all benchmarks
+
+docs: $(VENV)/dev  ## write the generated pages: command help, the Python interface
+	$(BIN)/python docs/generate.py
+
+clean:  ## delete the environment and everything that tools left; downloaded models stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
