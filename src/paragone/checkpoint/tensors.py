@@ -34,13 +34,14 @@ class MappedFile:
     def size(self) -> int:
         return len(self.buffer)
 
-    def forget(self, start: int, stop: int) -> None:
-        """Tells the system that bytes [start, stop) will not be needed soon, so that they leave memory."""
+    def forget(self) -> None:
+        """Lets the pages that were read leave the process. They stay in the system's cache, if it has room.
+
+        All of them, not one tensor's: systems map files in large pieces, so that reading the next tensor
+        would bring the last one's end back.
+        """
         if hasattr(mmap, "MADV_DONTNEED"):
-            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
-            if length > 0:
-                self.buffer.madvise(mmap.MADV_DONTNEED, first, length)
+            self.buffer.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,3 @@ class StoredTensor:
             return self.type.dequantize(raw).reshape(shape)
         dense = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[self.type.name]
         return raw.reshape(-1).view(dense).reshape(shape)
-
-    def forget(self) -> None:
-        """Lets the file's pages of this tensor leave memory once it has been read."""
-        self.file.forget(self.offset, self.offset + self.nbytes)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.ops import linear as ops
 
+MANY_ROWS = 32
+
 
 class Linear(nn.Module):
     """y = x Wᵀ + b, with W (out_features, in_features) kept in some form. Subclasses say which."""
@@ -40,8 +42,10 @@ class StoredEmbedding(nn.Module):
         self.tensor, self.dtype = tensor, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = as_torch(self.tensor, self.tensor.gather(ids.reshape(-1).numpy()))
-        return rows.to(self.dtype).reshape(*ids.shape, -1)
+        rows = as_torch(self.tensor, self.tensor.gather(ids.reshape(-1).numpy())).to(self.dtype)
+        if ids.numel() > MANY_ROWS:  # a prompt touches pages all over the file
+            self.tensor.file.forget()
+        return rows.reshape(*ids.shape, -1)
 
 
 class DenseEmbedding(nn.Module):

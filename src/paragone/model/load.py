@@ -263,7 +263,7 @@ class _Loader:
         return tensor
 
     def done(self, tensor: StoredTensor) -> None:
-        tensor.forget()
+        tensor.file.forget()
         self.bytes_done += tensor.nbytes
         if self.progress:
             self.progress(self.bytes_done, self.bytes_total)
