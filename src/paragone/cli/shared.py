@@ -65,10 +65,13 @@ def fetch_model(name: str) -> "Located":
 
 def load(name: str, precision: str, device: str, threads: int | None) -> "Model":
     """Loads a model with a progress bar."""
-    found = fetch_model(name)
-    import torch
+    from paragone import collector_paused
 
-    from paragone.engine.model import load_model
+    found = fetch_model(name)
+    with collector_paused():
+        import torch
+
+        from paragone.engine.model import load_model
 
     if threads:
         torch.set_num_threads(threads)

@@ -38,7 +38,10 @@ class KVCache:
         slots [first, length + T) as (B, 2K, slots, E)."""
         end = self.length + kv_BTJE.shape[1]
         slots = self.layers[layer]
-        slots[:, :, self.length : end] = kv_BTJE.transpose(1, 2)
+        if kv_BTJE.shape[1] == 1:
+            slots[:, :, self.length] = kv_BTJE[:, 0]
+        else:
+            slots[:, :, self.length : end] = kv_BTJE.transpose(1, 2)
         return slots[:, :, first:end]
 
     def reserve(self, slots: int) -> None:

@@ -1,10 +1,10 @@
-"""Weight matrices as modules, by the form in which they are kept."""
+"""Weight matrices as callables, by the form in which they are kept."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.ops import linear as ops
@@ -12,19 +12,32 @@ from paragone.ops import linear as ops
 MANY_ROWS = 32
 
 
-class Linear(nn.Module):
-    """y = x Wᵀ + b, with W (out_features, in_features) kept in some form. Subclasses say which."""
+class Linear:
+    """y = x Wᵀ + b, with W (out_features, in_features) kept in some form. Subclasses say which.
+
+    Plain objects rather than torch modules: at one token a module's bookkeeping costs an eighth of a step.
+    """
 
     form: str
 
     def __init__(self, out_features: int, in_features: int, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = out_features, in_features
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.out_features, self.in_features, self.bias = out_features, in_features, bias
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that one product reads."""
+        """Bytes that one product reads, the bias left out."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Embedding:
+    """Token embeddings: ids (...) to rows (..., hidden_size)."""
+
+    weight: Tensor | None = None  # where it is in memory
+
+    def __call__(self, ids: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -34,28 +47,26 @@ def as_torch(tensor: StoredTensor, numbers: NDArray[np.generic]) -> Tensor:
     return out.view(torch.bfloat16) if tensor.type.name == "BF16" else out
 
 
-class StoredEmbedding(nn.Module):
+class StoredEmbedding(Embedding):
     """Token embeddings left in the model's file: a step reads the few rows that it needs."""
 
     def __init__(self, tensor: StoredTensor, dtype: torch.dtype) -> None:
-        super().__init__()
         self.tensor, self.dtype = tensor, dtype
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor) -> Tensor:
         rows = as_torch(self.tensor, self.tensor.gather(ids.reshape(-1).numpy())).to(self.dtype)
         if ids.numel() > MANY_ROWS:  # a prompt touches pages all over the file
             self.tensor.file.forget()
         return rows.reshape(*ids.shape, -1)
 
 
-class DenseEmbedding(nn.Module):
+class DenseEmbedding(Embedding):
     """Token embeddings in the memory of the device; the weight may be that of a tied head."""
 
     def __init__(self, weight_VD: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight_VD, requires_grad=False)
+        self.weight = weight_VD
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
 
 
@@ -66,13 +77,13 @@ class DenseLinear(Linear):
 
     def __init__(self, weight_ND: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(*weight_ND.shape, bias)
-        self.weight = nn.Parameter(weight_ND, requires_grad=False)
+        self.weight = weight_ND
 
     @property
     def weight_bytes(self) -> int:
         return self.weight.nbytes
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return ops.dense_linear(x, self.weight, self.bias)
 
 
@@ -89,7 +100,7 @@ class PackedLinear(Linear):
     def weight_bytes(self) -> int:
         return 2 * self.out_features * self.in_features
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         if len(self.blocks) == 1:
             return ops.packed_linear(x, self.blocks[0], self.bias)
         y = torch.cat([ops.packed_linear(x, block, None) for block in self.blocks], dim=-1)
@@ -103,14 +114,14 @@ class Int8Linear(Linear):
 
     def __init__(self, codes_ND: Tensor, scale_N: Tensor, bias: Tensor | None = None) -> None:
         super().__init__(*codes_ND.shape, bias)
-        self.codes = nn.Buffer(codes_ND)
-        self.scale = nn.Buffer(scale_N)
+        self.codes = codes_ND
+        self.scale = scale_N
 
     @property
     def weight_bytes(self) -> int:
         return self.codes.nbytes + self.scale.nbytes
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         y = ops.int8_linear(x, self.codes, self.scale)
         return y if self.bias is None else y + self.bias
 
@@ -127,14 +138,14 @@ class Int4Linear(Linear):
         super().__init__(*codes_ND.shape, bias)
         self.is_packed = ops.can_pack_int4(*codes_ND.shape, codes_ND.device)
         codes = ops.pack_int4(codes_ND) if self.is_packed else codes_ND[:, ::2] | codes_ND[:, 1::2] << 4
-        self.codes = nn.Buffer(codes)
-        self.scale_zero = nn.Buffer(scale_zero_GN2)
+        self.codes = codes
+        self.scale_zero = scale_zero_GN2
 
     @property
     def weight_bytes(self) -> int:
         return self.codes.nbytes + self.scale_zero.nbytes
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         if self.is_packed:
             y = ops.int4_packed_linear(x, self.codes, self.scale_zero)
         else:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.tensors import StoredTensor
@@ -22,6 +22,7 @@ from paragone.model.families import Family, family_of, spec_of
 from paragone.model.linear import (
     DenseEmbedding,
     DenseLinear,
+    Embedding,
     Int4Linear,
     Int8Linear,
     Linear,
@@ -112,9 +113,9 @@ class _Loader:
             return_freed_memory()
             blocks.append(self.block(i))
         return_freed_memory()
-        return Decoder(spec, embed, blocks, self.norm("final_norm"), head, self.dtype).eval()
+        return Decoder(spec, embed, blocks, self.norm("final_norm"), head, self.dtype)
 
-    def embedding(self, head: Linear) -> nn.Module:
+    def embedding(self, head: Linear) -> Embedding:
         """On the CPU the rows stay in the file; elsewhere they are the tied head's weight, or a copy."""
         if self.spec.tie_word_embeddings and isinstance(head, DenseLinear):
             return DenseEmbedding(head.weight)
@@ -134,7 +135,7 @@ class _Loader:
             parts, (H + 2 * K) * E, spec.hidden_size, rows=(H * E, K * E, K * E), bias=spec.qkv_bias
         )
         o = self.linear((f"{at}.attn.o",), spec.hidden_size, H * E, bias=spec.o_bias)
-        attn = Attention(spec, spec.layers[i], qkv, o, self.qk_norm(at) if spec.qk_norm else None)
+        attn = Attention(spec, qkv, o, self.qk_norm(at) if spec.qk_norm else None)
         inner = spec.intermediate_size
         parts = (f"{at}.mlp.gate", f"{at}.mlp.up")
         gate_up = self.linear(parts, 2 * inner, spec.hidden_size, rows=(inner, inner), bias=spec.mlp_bias)

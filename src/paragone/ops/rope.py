@@ -16,10 +16,11 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-x2, x1), dim=-1) * sin
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As the reference, but `sin` carries rot's sign in its first half: the rotation is then one roll."""
-    if not use_fast():
-        half = sin.shape[-1] // 2
-        return rotate_reference(x, cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1))
-    turned = x.roll(x.shape[-1] // 2, -1)
-    return (x * cos).add_(turned.mul_(sin))
+def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """As the reference, in place; `sin` carries rot's sign in its first half, so the rotation is one roll."""
+    half = x.shape[-1] // 2
+    if use_fast():
+        turned = x.roll(half, -1).mul_(sin)
+        x.mul_(cos).add_(turned)
+    else:
+        x.copy_(rotate_reference(x, cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)))

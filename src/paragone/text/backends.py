@@ -191,6 +191,10 @@ class TokenizersBackend:
         """Spelling to id of the special tokens."""
         return {t.content: i for i, t in self._added.items() if t.special}
 
+    def serialised(self) -> str:
+        """The content of a tokenizer.json that means the same."""
+        return self._tokenizer.to_str()  # type: ignore[no-any-return]
+
     def surroundings(self) -> tuple[list[int], list[int]]:
         """Ids that the file's own post-processor puts before and after a text."""
         plain = self._tokenizer.encode("a", add_special_tokens=False).ids

@@ -1,0 +1,34 @@
+"""Puts peers into environments of their own under Paragone's folder, never into ours.
+
+    python benchmarks/peers.py transformers
+
+Prints the interpreter of each environment. A second call finds them there.
+"""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from paragone import paths
+
+PEERS = {"transformers": ("torch==2.13.0", "transformers==5.23.0")}
+
+
+def interpreter(peer: str) -> Path:
+    """The peer's own Python; the environment is made if it is not there."""
+    folder = paths.home() / "peers" / peer
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        print(f"setting up {peer} under {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
+        (folder / "complete").touch()
+    return python
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        if name not in PEERS:
+            sys.exit(f"no peer {name!r}; known: {', '.join(PEERS)}")
+        print(interpreter(name))
