@@ -16,14 +16,14 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from export import export
-from peers import interpreter
 
+from export import export
 from paragone import paths
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.engine.model import load_tokenizer
 from paragone.engine.resolve import locate
 from paragone.text.backends import TokenizersBackend
+from peers import interpreter
 
 HERE = Path(__file__).parent
 

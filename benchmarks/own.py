@@ -5,6 +5,7 @@ python own.py speed|start FOLDER
 
 import json
 import sys
+from statistics import median
 
 import paragone
 
@@ -21,10 +22,11 @@ def main() -> None:
     from paragone.engine.resources import peak_memory_bytes
 
     short, long = list(range(100, 116)), list(range(100, 612))
-    model.generate(short, max_tokens=4, ignore_eos=True)
+    model.generate(short, max_tokens=16, ignore_eos=True)
     model.generate(long, max_tokens=1, ignore_eos=True)
-    decode = model.generate(short, max_tokens=65, ignore_eos=True).decode_tokens_per_s
-    prefill = 512 / model.generate(long, max_tokens=1, ignore_eos=True).ttft_s
+    runs = [model.generate(short, max_tokens=65, ignore_eos=True) for _ in range(5)]
+    decode = median(run.decode_tokens_per_s for run in runs)
+    prefill = median(512 / model.generate(long, max_tokens=1, ignore_eos=True).ttft_s for _ in range(5))
     cache = model.decoder.new_cache(1, 512 + 64).reserved_bytes
     over = peak_memory_bytes() - model.decoder.weight_bytes - cache
     print(json.dumps({"decode": decode, "prefill": prefill, "over_mb": over / 1e6}))

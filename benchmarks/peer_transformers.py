@@ -9,6 +9,7 @@ with decode and prefill tokens/s. Greedy, bfloat16, one sequence, default attent
 import json
 import sys
 import time
+from statistics import median
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,8 +32,8 @@ if mode == "start":
     print("first token", flush=True)
 else:
     short, long = torch.arange(100, 116)[None], torch.arange(100, 612)[None]
-    generate(short, 4)
+    generate(short, 16)
     generate(long, 1)
-    decode = 64 / (generate(short, 65) - generate(short, 1))
-    prefill = 512 / generate(long, 1)
+    decode = median(64 / (generate(short, 65) - generate(short, 1)) for _ in range(5))
+    prefill = median(512 / generate(long, 1) for _ in range(5))
     print(json.dumps({"decode": decode, "prefill": prefill}))

@@ -32,7 +32,7 @@ class Sampler:
         """The next token, and its log-probabilities if they were asked for."""
         params = self.params
         if params.temperature == 0 and self._seen is None and self._counts is None:
-            token = int(logits_V.argmax())
+            token = int(logits_V.float().argmax())  # torch is slow at this in bfloat16
         else:
             token = self._sample(self._penalised(logits_V.float().cpu()))
         if self._seen is not None:

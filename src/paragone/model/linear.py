@@ -1,5 +1,7 @@
 """Weight matrices as callables, by the form in which they are kept."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -105,6 +107,30 @@ class PackedLinear(Linear):
             return ops.packed_linear(x, self.blocks[0], self.bias)
         y = torch.cat([ops.packed_linear(x, block, None) for block in self.blocks], dim=-1)
         return y if self.bias is None else y.add_(self.bias)
+
+
+class MappedLinear(PackedLinear):
+    """bfloat16 that a file holds as it is needed: used in place for prompts, packed at the first single
+    token. Loading then costs nothing, and a text that is only scored never pays for packing."""
+
+    def __init__(
+        self,
+        parts: list[StoredTensor],
+        pack: Callable[[], list[Tensor]],
+        shape: tuple[int, int],
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__([], shape, bias)
+        self.parts, self.pack = parts, pack
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.blocks:
+            if x.numel() > x.shape[-1]:
+                rows = [ops.dense_linear(x, as_torch(p, p.rows()), None) for p in self.parts]
+                y = rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
+                return y if self.bias is None else y.add_(self.bias)
+            self.blocks = self.pack()
+        return super().__call__(x)
 
 
 class Int8Linear(Linear):

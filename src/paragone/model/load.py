@@ -26,6 +26,7 @@ from paragone.model.linear import (
     Int4Linear,
     Int8Linear,
     Linear,
+    MappedLinear,
     PackedLinear,
     StoredEmbedding,
     as_torch,
@@ -179,8 +180,11 @@ class _Loader:
         if bias:
             biases = [self.vector(f"{p}.bias", n) for p, n in zip(parts, sizes, strict=True)]
             bias_N = torch.cat(biases).to(self.dtype).to(self.device)
-        chunks = self.row_chunks([f"{p}.weight" for p in parts], sizes, in_features)
+        names = [f"{p}.weight" for p in parts]
         shape = out_features, in_features
+        if self.precision == "bf16" and can_pack(self.dtype, self.device):
+            return self.packed(names, sizes, shape, bias_N)
+        chunks = self.row_chunks(names, sizes, in_features)
         if self.precision in ("fp32", "bf16"):
             return self.dense(chunks, shape, bias_N)
         if self.precision == "int8" or outer or in_features % GROUP:
@@ -188,19 +192,30 @@ class _Loader:
         return self.int4(chunks, shape, bias_N)
 
     def dense(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
-        if can_pack(self.dtype, self.device):
-            return PackedLinear(self.packed_blocks(chunks, shape), shape, bias)
         weight = torch.empty(shape, dtype=self.dtype)
         for at, chunk in chunks:
             weight[at : at + len(chunk)] = chunk
         return DenseLinear(weight.to(self.device), bias)
 
+    def packed(
+        self, names: list[str], sizes: tuple[int, ...], shape: tuple[int, int], bias: Tensor | None
+    ) -> Linear:
+        def pack_now() -> list[Tensor]:
+            return self.packed_blocks(self.row_chunks(names, sizes, shape[1]), shape)
+
+        stored = [self.take(n, (size, shape[1])) for n, size in zip(names, sizes, strict=True)]
+        plain = all(t.type.name == "BF16" for t in stored)
+        if plain and not any(_template(n) in self.family.fixups for n in names):
+            return MappedLinear(stored, pack_now, shape, bias)
+        return PackedLinear(pack_now(), shape, bias)
+
     def packed_blocks(self, chunks: Chunks, shape: tuple[int, int]) -> list[Tensor]:
         """Runs of rows, each packed from the same room, so that no matrix is ever there twice."""
-        if self.room is None:
-            self.room = torch.empty(PACK_BLOCK, dtype=self.dtype)
         rows = min(shape[0], max(1, PACK_BLOCK // shape[1]))
-        room = self.room[: rows * shape[1]].view(rows, shape[1])
+        size = rows * shape[1]
+        if self.room is None or len(self.room) < size:
+            self.room = torch.empty(size, dtype=self.dtype)
+        room = self.room[:size].view(rows, shape[1])
         blocks, filled = [], 0
         for _, chunk in chunks:
             while len(chunk):
