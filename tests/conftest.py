@@ -1,4 +1,4 @@
-"""What every test relies on: no network, a home of its own, two threads."""
+"""What every test relies on: no network, a home of its own where it asks for one, real models on disk."""
 
 import os
 
@@ -15,3 +15,30 @@ def home(tmp_path, monkeypatch):
     path = tmp_path / "home"
     monkeypatch.setenv("PARAGONE_HOME", str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct at bf16, shared by all tests."""
+    from paragone.engine.model import load_model
+    from tests.real import SMOLLM2, path_of
+
+    return load_model(path_of(SMOLLM2), SMOLLM2, "bf16")
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer():
+    from paragone.checkpoint.gguf import read_gguf
+    from paragone.text.tokenizer import tokenizer_from_gguf
+    from tests.real import SMOLLM2, path_of
+
+    return tokenizer_from_gguf(read_gguf(path_of(SMOLLM2)).metadata, path_of(SMOLLM2))
+
+
+@pytest.fixture(scope="session")
+def gemma3_tokenizer():
+    from paragone.checkpoint.gguf import read_gguf
+    from paragone.text.tokenizer import tokenizer_from_gguf
+    from tests.real import GEMMA3, path_of
+
+    return tokenizer_from_gguf(read_gguf(path_of(GEMMA3)).metadata, path_of(GEMMA3))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paragone.checkpoint.gguf_blocks import BlockType
-from paragone.errors import NotFound, ParagoneError
+from paragone.errors import MalformedData, NotFound
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class MappedFile:
                 return cls(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         except FileNotFoundError:
             raise NotFound(f"{path}: no such file") from None
-        except (ValueError, OSError) as err:  # mmap refuses empty files with ValueError
-            raise ParagoneError(f"{path}: cannot be mapped: {err}") from None
+        except ValueError:  # what mmap makes of a file without content
+            raise MalformedData(f"{path}: the file is empty (byte 0)") from None
+        except OSError as err:
+            raise NotFound(f"{path}: cannot be opened: {err.strerror}") from None
 
     @property
     def size(self) -> int:

@@ -38,6 +38,8 @@ class SentencePieceBackend:
         from sentencepiece import SentencePieceProcessor
 
         try:
+            if not model:
+                raise ValueError("the file is empty")
             self._model = SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError) as err:
             reason = str(err).splitlines()[0][:200] if str(err) else "rejected"
@@ -104,7 +106,8 @@ def _varint(value: int) -> bytes:
 class TokenizersBackend:
     """Hugging Face's `tokenizers`."""
 
-    def __init__(self, tokenizer: Any, byte_level: bool) -> None:
+    def __init__(self, tokenizer: Any, byte_level: bool, source: Path) -> None:
+        self._source = source
         tokenizer.encode_special_tokens = True  # special tokens spelled in a text stay text
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -132,7 +135,7 @@ class TokenizersBackend:
         if not kinds & {"ByteLevel", "ByteFallback"}:
             known = "byte-level BPE and SentencePiece-like BPE are"
             raise MalformedData(f"{path}: this kind of tokenizer is not supported, {known}")
-        return cls(tokenizer, "ByteLevel" in kinds)
+        return cls(tokenizer, "ByteLevel" in kinds, path)
 
     @classmethod
     def from_vocabulary(
@@ -143,6 +146,8 @@ class TokenizersBackend:
 
         pretokenizer = build_pretokenizer(pre, source)
         pairs = []
+        if not all(isinstance(merge, str) for merge in merges):
+            raise MalformedData(f"{source}: tokenizer.ggml.merges holds something other than strings")
         for merge in merges:
             left, _, right = merge[1:].partition(" ")  # the first character may itself be a space
             pairs.append((merge[:1] + left, right))
@@ -161,14 +166,16 @@ class TokenizersBackend:
             if isinstance(err, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
             raise MalformedData(f"{source}: the vocabulary is not usable: {_one_line(err)}") from None
-        return cls(tokenizer, byte_level=True)
+        return cls(tokenizer, byte_level=True, source=source)
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         tokenizer = self._tokenizer if first or self._continues is None else self._continues
         try:
             return tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
-        except UnicodeEncodeError:
-            raise MalformedData("the text has half of a surrogate pair, which is no character") from None
+        except BaseException as err:  # a regular expression may give up; Rust's panics are BaseExceptions
+            if isinstance(err, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            raise MalformedData(f"{self._source}: cannot cut this text: {_one_line(err)}") from None
 
     def token_bytes_of(self, text: str) -> bytes:
         """The bytes that a text's tokens stand for."""
