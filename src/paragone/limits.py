@@ -38,7 +38,7 @@ TEMPLATE_INPUT_BYTES: Final = 16 * MIB
 TEMPLATE_OUTPUT_BYTES: Final = 32 * MIB
 TEMPLATE_SEQUENCE: Final = 100_000  # items that range() or one repetition may make
 TEMPLATE_SECONDS: Final = 2.0
-TEMPLATE_MEMORY_BYTES: Final = 1 * GIB
+TEMPLATE_MEMORY_BYTES: Final = 512 * MIB
 
 # Requests
 LOGPROBS: Final = 20

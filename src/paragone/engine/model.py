@@ -11,9 +11,11 @@ from torch import Tensor
 from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paragone.engine.generate import Generation, Request
 from paragone.engine.request import Chunk, Completion, SamplingParams
-from paragone.errors import ContextLengthExceeded, UsageError
+from paragone.engine.resources import available_memory_bytes
+from paragone.errors import ContextLengthExceeded, NotEnoughMemory, UsageError
 from paragone.model.decoder import Decoder
-from paragone.model.load import Precision, Progress, load_decoder
+from paragone.model.families import spec_of
+from paragone.model.load import PRECISIONS, Precision, Progress, estimate_bytes, load_decoder
 from paragone.text.chat import Message, encode_chat
 from paragone.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 
@@ -135,7 +137,15 @@ def load_model(
     progress: Callable[[int, int], None] | Progress | None = None,
 ) -> Model:
     """Loads the model at a path. The tokenizer is read first: it is cheap and may fail."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
     checkpoint = open_checkpoint(path)
+    need = estimate_bytes(spec_of(checkpoint), precision)
+    if device == "cpu" and need > (have := available_memory_bytes()):
+        raise NotEnoughMemory(
+            f"{name} at {precision} needs about {need / 1e9:.1f} GB for its weights, "
+            f"{have / 1e9:.1f} GB are available: take a lower precision or a smaller model"
+        )
     tokenizer = load_tokenizer(checkpoint)
     decoder = load_decoder(checkpoint, precision, device, progress)
     return Model(name, path, precision, checkpoint, decoder, tokenizer)
