@@ -46,10 +46,10 @@ fuzz: $(VENV)/dev  ## coverage-guided fuzzing of the readers of files, RUNS inpu
 	$(BIN)/python -m tests.fuzz $(or $(RUNS),200000)
 
 peers: $(VENV)/run  ## environments of the peers to measure beside, under the cache folder
-	$(BIN)/python benchmarks/peers.py transformers
+	$(BIN)/python -m benchmarks.peers transformers
 
 bench-foundation: models peers  ## speed, start and memory beside transformers; ends in one JSON line
-	$(BIN)/python benchmarks/foundation.py
+	$(BIN)/python -m benchmarks.foundation
 
 bench: bench-foundation  ## all benchmarks
 

@@ -34,10 +34,16 @@ def config_of(spec: ModelSpec, dtype: str) -> dict[str, object]:
         "eos_token_id": list(spec.eos_token_ids) or None,
         "bos_token_id": None,
     }
-    for key in (
-        "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim "
-        "max_position_embeddings tie_word_embeddings"
-    ).split():
+    for key in [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+    ]:
         config[key] = getattr(spec, key)
     if spec.family == "llama":
         config["rope_theta"] = spec.ropes[0].theta
@@ -45,7 +51,7 @@ def config_of(spec: ModelSpec, dtype: str) -> dict[str, object]:
         config |= {
             "rope_theta": spec.ropes[0].theta,
             "rope_local_base_freq": spec.ropes[1].theta,
-            "query_pre_attn_scalar": spec.attention_scale**-2,
+            "query_pre_attn_scalar": round(spec.attention_scale**-2),
             "sliding_window": spec.sliding_window,
             "layer_types": [f"{layer.attention}_attention" for layer in spec.layers],
         }

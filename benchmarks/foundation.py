@@ -1,6 +1,6 @@
 """Paragone beside transformers on SmolLM2-135M in bfloat16: decode, prefill, start, memory, and --help.
 
-    python benchmarks/foundation.py [ROUNDS]
+    python -m benchmarks.foundation [ROUNDS]
 
 Both run the same Hugging Face folder, written from the GGUF file once, each in a process of its own, in
 turn; figures are medians over the rounds and ratios are made round by round. Start is from exec to the
@@ -17,13 +17,13 @@ from statistics import median
 
 import torch
 
-from export import export
+from benchmarks.export import export
+from benchmarks.peers import interpreter
 from paragone import paths
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.engine.model import load_tokenizer
 from paragone.engine.resolve import locate
 from paragone.text.backends import TokenizersBackend
-from peers import interpreter
 
 HERE = Path(__file__).parent
 
@@ -47,8 +47,8 @@ def run(python: Path | str, script: str, mode: str, folder: Path) -> tuple[float
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     begin = time.perf_counter()
     with subprocess.Popen(
-        [python, HERE / script, mode, folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, env=environment,
+        [str(python), str(HERE / script), mode, str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
     ) as process:  # fmt: skip
         assert process.stdout
         line = process.stdout.readline()
@@ -61,7 +61,7 @@ def run(python: Path | str, script: str, mode: str, folder: Path) -> tuple[float
 
 def help_seconds() -> float:
     """Median seconds of `paragone --help`."""
-    command = [Path(sys.executable).with_name("paragone"), "--help"]
+    command = [str(Path(sys.executable).with_name("paragone")), "--help"]
     times = []
     for _ in range(7):
         begin = time.perf_counter()

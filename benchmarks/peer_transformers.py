@@ -10,15 +10,16 @@ import json
 import sys
 import time
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-logging.disable_progress_bar()
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 mode, folder = sys.argv[1:3]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
 
 
 def generate(ids: torch.Tensor, tokens: int) -> float:

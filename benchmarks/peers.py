@@ -1,6 +1,6 @@
 """Puts peers into environments of their own under Paragone's folder, never into ours.
 
-    python benchmarks/peers.py transformers
+    python -m benchmarks.peers transformers
 
 Prints the interpreter of each environment. A second call finds them there.
 """

@@ -20,7 +20,9 @@ def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        yield from (name for name in names if name and name.split(".")[0] == "paragone" and name != "paragone")
+        yield from (
+            name for name in names if name and name.split(".")[0] == "paragone" and name != "paragone"
+        )
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))

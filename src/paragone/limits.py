@@ -38,6 +38,7 @@ TEMPLATE_INPUT_BYTES: Final = 16 * MIB
 TEMPLATE_OUTPUT_BYTES: Final = 32 * MIB
 TEMPLATE_SEQUENCE: Final = 100_000  # items that range() or one repetition may make
 TEMPLATE_SECONDS: Final = 2.0
+TEMPLATE_PROCESS_SECONDS: Final = 60  # processor time of one rendering process, all templates together
 TEMPLATE_MEMORY_BYTES: Final = 512 * MIB
 
 # Requests

@@ -70,7 +70,9 @@ def read(tmp_path, data):
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_refused_by_name(name, tmp_path):
     begin = time.monotonic()
-    with pytest.raises(MalformedData, match=r"model\.safetensors: .+ \((header|tensor .+)\)|the file is empty"):
+    with pytest.raises(
+        MalformedData, match=r"model\.safetensors: .+ \((header|tensor .+)\)|the file is empty"
+    ):
         read(tmp_path, BAD[name])
     assert time.monotonic() - begin < 1
 

@@ -15,7 +15,12 @@ from paragone.model.load import load_decoder
 from tests.real import SMOLLM2, path_of
 from tests.tiny import CASES
 
-PROMPTS = ["The sky is", "Once upon a time there was a little girl who", "2 + 2 =", "def add(a, b):\n    return"]
+PROMPTS = [
+    "The sky is",
+    "Once upon a time there was a little girl who",
+    "2 + 2 =",
+    "def add(a, b):\n    return",
+]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +149,9 @@ def test_prompt_in_chunks_equals_prompt_at_once(exact, monkeypatch):
     monkeypatch.setattr(generate, "PREFILL_CHUNK", 7)
     chunked = exact.generate(ids, max_tokens=8, logprobs=0)
     assert chunked.token_ids == whole.token_ids
-    assert [e.logprob for e in chunked.logprobs] == pytest.approx([e.logprob for e in whole.logprobs], abs=1e-4)
+    assert [e.logprob for e in chunked.logprobs] == pytest.approx(
+        [e.logprob for e in whole.logprobs], abs=1e-4
+    )
 
 
 def test_python_interface(monkeypatch):
@@ -163,7 +170,9 @@ def test_python_interface(monkeypatch):
 def test_precisions_stay_close_to_fp32(exact, precision):
     """Mean KL over a text's positions: what each precision costs here, with room for other processors."""
     model = load_model(path_of(SMOLLM2), SMOLLM2, precision)
-    ids = exact.encode("The ferry had been late every morning that week, and on Thursday it did not come at all.")
+    ids = exact.encode(
+        "The ferry had been late every morning that week, and on Thursday it did not come at all."
+    )
     with torch.inference_mode():
         p = exact.decoder(torch.tensor([ids])).float().log_softmax(-1)
         q = model.decoder(torch.tensor([ids])).float().log_softmax(-1)

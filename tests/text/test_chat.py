@@ -35,7 +35,9 @@ def test_text_and_ids_equal_the_reference(smollm2_tokenizer, messages):
     by_hand = []
     for part in want.replace("<|im_start|>", "\0S\0").replace("<|im_end|>", "\0E\0").split("\0"):
         known = {"S": "<|im_start|>", "E": "<|im_end|>"}
-        by_hand += [smollm2_tokenizer.special[known[part]]] if part in known else smollm2_tokenizer.encode(part)
+        by_hand += (
+            [smollm2_tokenizer.special[known[part]]] if part in known else smollm2_tokenizer.encode(part)
+        )
     assert ids == by_hand
 
 
@@ -44,7 +46,9 @@ def test_special_tokens_in_messages_never_become_control_tokens(smollm2_tokenize
     names = list(smollm2_tokenizer.special)
     plain = [i for i in encode_chat(smollm2_tokenizer, USER) if smollm2_tokenizer.is_special(i)]
     for _ in range(300):
-        evil = "".join(rng.choice([*names, " ", "x", MARK, "<|im_", "end|>"]) for _ in range(rng.randrange(1, 6)))
+        evil = "".join(
+            rng.choice([*names, " ", "x", MARK, "<|im_", "end|>"]) for _ in range(rng.randrange(1, 6))
+        )
         ids = encode_chat(smollm2_tokenizer, [{"role": "user", "content": evil}])
         assert [i for i in ids if smollm2_tokenizer.is_special(i)] == plain, evil
         assert evil.replace(MARK, "") in smollm2_tokenizer.decode(ids, skip_special=False)
@@ -103,7 +107,9 @@ def test_injection(template):
         text = RENDERER.render(template, {"messages": [{"role": "user", "content": "x"}]})
     except (TemplateError, TemplateLimit):
         return
-    assert not any(leak in text for leak in ("class '", "<function", "<module", "root:", "uid=", "{'__")), text
+    assert not any(leak in text for leak in ("class '", "<function", "<module", "root:", "uid=", "{'__")), (
+        text
+    )
 
 
 BOMBS = [
@@ -176,7 +182,10 @@ def test_oversized_templates_and_conversations():
 
 def test_the_usual_extras_render():
     assert RENDERER.render("{{ {'a': 'é'} | tojson }}", {}) == '{"a": "é"}'
-    assert RENDERER.render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", {}) == "01"
+    assert (
+        RENDERER.render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", {})
+        == "01"
+    )
     assert RENDERER.render("{% generation %}x{% endgeneration %}", {}) == "x"
     assert RENDERER.render("{{ strftime_now('%Y') }}", {}).startswith("2")
     with pytest.raises(TemplateError, match="no system role"):

@@ -59,7 +59,9 @@ def test_gemma3_equals_tokenizers(gemma3_tokenizer):
                 if token[:at] in vocabulary and token[at:] in vocabulary:
                     merges.append((-score, vocabulary[token], token[:at], token[at:]))
     merges.sort()
-    bpe = models.BPE(vocabulary, [m[2:] for m in merges], byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    bpe = models.BPE(
+        vocabulary, [m[2:] for m in merges], byte_fallback=True, unk_token="<unk>", fuse_unk=True
+    )
     oracle = HFTokenizer(bpe)
     oracle.normalizer = normalizers.Replace(" ", "▁")
     from tokenizers import AddedToken
@@ -88,7 +90,9 @@ def test_special_tokens_in_text_stay_text(which, request):
     rng = random.Random(0)
     names = list(tokenizer.special)
     for _ in range(2500):
-        parts = [rng.choice(["", " ", "x", "\n", "é"]) + rng.choice(names) for _ in range(rng.randrange(1, 4))]
+        parts = [
+            rng.choice(["", " ", "x", "\n", "é"]) + rng.choice(names) for _ in range(rng.randrange(1, 4))
+        ]
         text = "".join(parts) + rng.choice(["", " tail"])
         ids = tokenizer.encode(text)
         assert not any(tokenizer.is_special(i) for i in ids), text
@@ -162,7 +166,11 @@ def bpe_folder(tmp_path_factory):
         single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"}, "chat_template": "{{ messages }}"}
+    settings = {
+        "bos_token": "<|begin|>",
+        "eos_token": {"content": "<|end|>"},
+        "chat_template": "{{ messages }}",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
     return folder
@@ -264,7 +272,9 @@ def test_hostile_tokenizer_files(name, tmp_path):
     assert time.monotonic() - begin < 2
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 100, b"\x0a\xff\xff\xff\xff\x0f", struct.pack("<Q", 1 << 63) * 4])
+@pytest.mark.parametrize(
+    "data", [b"", b"\0" * 100, b"\x0a\xff\xff\xff\xff\x0f", struct.pack("<Q", 1 << 63) * 4]
+)
 def test_hostile_sentencepiece_files(data, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(MalformedData, match=r"tokenizer\.model"):

@@ -81,6 +81,6 @@ def models() -> dict[str, CatalogModel]:
 
 def unknown_model(name: str, others: Iterable[str] = ()) -> NotFound:
     """The error for a name that nothing knows, with the names that are near it."""
-    near = difflib.get_close_matches(name.lower(), [*models(), *others], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name[:64].lower(), {*models(), *others}, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return NotFound(f"no model {name[:100]!r}.{hint} `paragone models` lists what is known.")

@@ -60,6 +60,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise NotFound(f"{path}: no such file or folder")
     if path.is_file():
         return _open_file(path)
+    if not path.is_dir():
+        raise NotFound(f"{path}: is neither a file nor a folder")
     if (path / "config.json").is_file():
         return _open_folder(path)
     models = sorted(p for p in path.iterdir() if p.suffix == ".gguf")
@@ -68,16 +70,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise UsageError(f"{path}: holds {len(models)} GGUF files ({names}): name the one you mean")
     if models:
         return _open_file(models[0])
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() in PICKLES:
+            raise _pickle(file)
     raise NotFound(f"{path}: holds no config.json and no GGUF file, so it is not a model")
 
 
 def _open_file(path: Path) -> Checkpoint:
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise _pickle(path)
     if path.suffix == ".safetensors":
         raise UsageError(f"{path}: weights alone are not a model; name the folder that has config.json")
     file = read_gguf(path)
-    if (file.metadata.get("split.count") or 0) not in (0, 1):
+    split = file.metadata.get("split.count", 0)
+    if not isinstance(split, int) or split > 1:
         raise UsageError(f"{path}: is one of several parts; join them with `llama-gguf-split --merge`")
     return Checkpoint(path, "gguf", path, file.metadata, file.tensors)
 
@@ -85,11 +91,12 @@ def _open_file(path: Path) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
     config = read_json(config_path)
-    if "auto_map" in config:
-        raise Refused(f"{config_path}: config.json asks for remote code (auto_map); it is never run")
+    for key in ("auto_map", "trust_remote_code", "custom_pipelines"):
+        if key in config:
+            raise Refused(f"{config_path}: config.json asks for remote code ({key}); it is never run")
     if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
         for file in sorted(folder.iterdir()):
-            if file.suffix in PICKLES:
+            if file.suffix.lower() in PICKLES:
                 raise _pickle(file)
         raise NotFound(f"{folder}: has a config.json but no {SINGLE}: was the download finished?")
     return Checkpoint(folder, "hf", config_path, config, read_folder(folder))

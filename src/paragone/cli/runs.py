@@ -15,6 +15,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     if ctx.invoked_subcommand:
         return
     from rich.table import Table
+    from rich.text import Text
 
     from paragone.cli.shared import report_console
     from paragone.compare.history import list_runs
@@ -28,12 +29,14 @@ def command(ctx: click.Context, as_json: bool) -> None:
         return
     table = Table("Run", "Started", "Choice", "Candidates", box=None, header_style="bold")
     for run in runs:
-        table.add_row(str(run["id"]), run["started"], run["choice"] or "none", run["candidates"])
+        table.add_row(
+            *map(Text, (str(run["id"]), run["started"], run["choice"] or "none", run["candidates"]))
+        )
     report_console().print(table)
 
 
 @command.command("show")
-@click.argument("number", type=int, required=False)
+@click.argument("number", type=click.IntRange(1, 1 << 62), required=False)
 @click.option("--json", "as_json", is_flag=True, help="The whole result with its raw samples.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report again, to this file.")
 def show(number: int | None, as_json: bool, html: Path | None) -> None:
@@ -56,11 +59,12 @@ def show(number: int | None, as_json: bool, html: Path | None) -> None:
 
 
 @command.command("diff")
-@click.argument("first", type=int)
-@click.argument("second", type=int, required=False)
+@click.argument("first", type=click.IntRange(1, 1 << 62))
+@click.argument("second", type=click.IntRange(1, 1 << 62), required=False)
 def diff(first: int, second: int | None) -> None:
     """Sets run FIRST and run SECOND (or the newest) side by side: what changed beyond the noise."""
     from rich.table import Table
+    from rich.text import Text
 
     from paragone.cli.shared import report_console
     from paragone.compare.history import load_run
@@ -90,5 +94,5 @@ def diff(first: int, second: int | None) -> None:
             b = [s * scale for s in candidate["samples"][key]]
             change = f"{spread(b).median / spread(a).median - 1:+.1%}" if differ(a, b) else "no difference"
             label = candidate["label"] if key == "decode_tokens_per_s" else ""
-            table.add_row(label, title, f"{spread(a).median:.4g}", f"{spread(b).median:.4g}", change)
+            table.add_row(Text(label), title, f"{spread(a).median:.4g}", f"{spread(b).median:.4g}", change)
     console.print(table)

@@ -19,14 +19,18 @@ def error_console() -> Any:
     """A rich console on standard error: progress and notes, so that standard output stays clean."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def report_console() -> Any:
     """A rich console on standard output, wide enough for a table where the output is no terminal."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1; a reader that has seen enough is no error
+
+    return PipedConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
 
 
 @contextmanager
@@ -34,8 +38,13 @@ def download_progress() -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress bar for `fetch`; it appears with the first byte."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=error_console(), transient=True) as bar:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=error_console(), transient=True, disable=not sys.stderr.isatty()) as bar:
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int | None) -> None:
@@ -79,7 +88,7 @@ def load(name: str, precision: str, device: str, threads: int | None) -> "Model"
         return load_model(found.path, found.name, precision, device)  # type: ignore[arg-type]
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("loading {task.description}"), BarColumn())
+    columns = (TextColumn("loading {task.description}", markup=False), BarColumn())
     with Progress(*columns, console=error_console(), transient=True) as bar:
         task = bar.add_task(f"{found.name} {precision}")
         return load_model(
@@ -112,7 +121,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # Flag, field of SamplingParams, type, help. Defaults are the dataclass's own.
 SAMPLING: tuple[tuple[str, str, Any, str], ...] = (
-    ("--temperature", "temperature", float, "0 always takes the most likely token."),
+    ("--temperature", "temperature", float, "0, the default, always takes the most likely token."),
     ("--top-k", "top_k", int, "Choose among the k most likely; 0: among all."),
     ("--top-p", "top_p", float, "Choose among the most likely that together reach this probability."),
     ("--min-p", "min_p", float, "Leave out tokens below this share of the most likely one."),
@@ -147,7 +156,13 @@ def sampling_options(max_tokens: int) -> Decorator:
 def sampling_params(options: dict[str, Any]) -> "SamplingParams":
     """SamplingParams from the flags that were given; raises UsageError for values out of bounds."""
     from paragone.engine.request import SamplingParams
+    from paragone.errors import UsageError
 
     names = {name for _, name, _, _ in SAMPLING} | {"max_tokens", "logprobs", "ignore_eos"}
     given = {k: v for k, v in options.items() if k in names and v is not None}
+    if not given.get("temperature"):
+        idle = [k for k in ("top_k", "top_p", "min_p", "seed") if k in given]
+        if idle:
+            flag = "--" + idle[0].replace("_", "-")
+            raise UsageError(f"{flag} does nothing at temperature 0: give --temperature, e.g. 0.7")
     return SamplingParams(**given, stop=tuple(options.get("stop") or ()))

@@ -42,9 +42,7 @@ class Candidate:
         return {**self.__dict__, "path": str(self.path), "label": self.label}
 
 
-def parse_candidates(
-    names: Sequence[str], precisions: Sequence[str], progress: Progress
-) -> list[Candidate]:
+def parse_candidates(names: Sequence[str], precisions: Sequence[str], progress: Progress) -> list[Candidate]:
     """Candidates from MODEL or MODEL:PRECISION; without models, the two defaults.
 
     A model that cannot be had or read becomes a candidate with an error, so that the others still run;
@@ -76,9 +74,33 @@ def parse_candidates(
             spec = spec_of(open_checkpoint(first.path))
             candidate.estimate_bytes = estimate_bytes(spec, precision) + OVERHEAD_BYTES
         out.append(candidate)
+    _name_apart(out)
     if all(c.error for c in out):
         raise errors[0]
     return out
+
+
+def check_lengths(candidates: Sequence[Candidate], tokens: int) -> None:
+    """Raises UsageError where a candidate's context is too short for what is to be measured."""
+    for candidate in candidates:
+        context = candidate.known.get("context", tokens)
+        if context < tokens:
+            raise UsageError(
+                f"{candidate.label}: {tokens} tokens of prompt and answer exceed its context of {context}; "
+                "lower --prompt-tokens or --decode-tokens"
+            )
+
+
+def _name_apart(candidates: list[Candidate]) -> None:
+    """Models of the same name from different places get their folder's name, or a number, before theirs."""
+    for number, candidate in enumerate(candidates):
+        others = {c.path for c in candidates if c.model == candidate.model}
+        if len(others) > 1:
+            taken = {c.model for c in candidates}
+            name = f"{candidate.path.parent.name}/{candidate.model}"
+            name = name if name not in taken else f"{number + 1}/{candidate.model}"
+            for same in [c for c in candidates if c.path == candidate.path]:
+                same.model = name
 
 
 def _open(name: str, precision: Precision, progress: Progress) -> Candidate:

@@ -58,7 +58,7 @@ def load_run(number: int | None) -> dict[str, Any]:
     runs = list_runs()
     if not runs:
         raise NotFound("no runs yet: `paragone compare` makes the first")
-    wanted = number or runs[0]["id"]
+    wanted = runs[0]["id"] if number is None else number
     with closing(_open()) as connection:
         row = connection.execute("SELECT result FROM runs WHERE id = ?", (wanted,)).fetchone()
     if row is None:

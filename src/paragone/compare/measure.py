@@ -54,9 +54,7 @@ def measure(candidates: list[Candidate], settings: Settings, report: Report) -> 
     for candidate in candidates:
         need, have = candidate.estimate_bytes, available_memory_bytes()
         if not candidate.error and need > have:
-            candidate.error = (
-                f"needs about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB are available"
-            )
+            candidate.error = f"needs about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB are available"
     tasks = len(candidates) * (settings.rounds + bool(settings.quality) + bool(settings.prompts))
     done = 0
 
@@ -64,7 +62,7 @@ def measure(candidates: list[Candidate], settings: Settings, report: Report) -> 
         nonlocal done
         report(f"{candidate.label}: {what}", done, tasks)
         done += 1
-        return None if candidate.error else _run(candidate, settings, task)
+        return None if candidate.error else _run(candidate, settings, task)  # what it has, it keeps
 
     text = settings.texts.get("prose") or next(iter(settings.texts.values()), "word " * 64)
     for number in range(1, settings.rounds + 1):
@@ -140,19 +138,32 @@ def _run(candidate: Candidate, settings: Settings, task: dict[str, Any]) -> dict
         "threads": settings.threads,
         "spawned": time.monotonic(),
     }
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed below, whatever happens
     process = subprocess.Popen(
         [sys.executable, "-m", "paragone.compare.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
+    assert process.stdin  # noqa: S101 -- opened as a pipe above
+    assert process.stdout  # noqa: S101
     try:
-        out, err = process.communicate(json.dumps(task) + "\n")
+        process.stdin.write(json.dumps(task) + "\n")
+        process.stdin.flush()  # and left open: its end would tell the worker that nobody waits
+        out = process.stdout.read()
+        errors.seek(0)
+        err = errors.read()
+        process.wait()
+    except BrokenPipeError:
+        process.wait()
+        out, err = "", "it ended before it began"
     except BaseException:
         process.kill()
         process.wait()
         raise
+    finally:
+        errors.close()
     for line in out.splitlines():
         event = json.loads(line)
         if event["event"] == "result":

@@ -16,7 +16,8 @@ def plots(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     mpl.use("svg")
     mpl.rcParams.update(
         {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "paragone"}
+         "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "svg.hashsalt": "paragone",
+         "text.parse_math": False}
     )  # fmt: skip
     good = [c for c in result["candidates"] if not c["error"]]
     out = []

@@ -109,10 +109,13 @@ class Divergence:
         self.kl: list[float] = []
         self.agree: list[bool] = []
         self.store: Any = None
-        if self.chosen:
+        if path and self.chosen:
             shape = (len(self.chosen), vocab)
             try:
-                self.store = np.memmap(path, dtype=np.float32, mode="w+" if write else "r", shape=shape)
+                if write:
+                    self.store = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+                else:
+                    self.store = np.memmap(path, dtype=np.float32, mode="r", shape=shape)
             except (OSError, ValueError) as err:
                 raise NotEnoughMemory(f"the reference's log-probabilities: {err}") from None
 

@@ -27,7 +27,7 @@ class Constraints:
 def speed(candidate: Candidate) -> float:
     """Bytes of text a second when decoding: tokens a second alone do not compare between tokenizers."""
     tokens = spread(candidate.samples["decode_tokens_per_s"]).median
-    return tokens * candidate.quality.get("bytes_per_token", 1.0)
+    return tokens * float(candidate.quality.get("bytes_per_token", 1.0))
 
 
 def memory(candidate: Candidate) -> float:
@@ -45,7 +45,7 @@ def rejection(candidate: Candidate, constraints: Constraints) -> str | None:
     if candidate.error:
         return f"failed: {candidate.error}"
     limit = constraints.max_memory_bytes
-    if limit and memory(candidate) > limit:
+    if limit is not None and memory(candidate) > limit:
         return f"takes {memory(candidate) / 1e6:.0f} MB, more than {limit / 1e6:.0f} MB"
     context = candidate.known.get("context", 0)
     if constraints.min_context and context < constraints.min_context:
@@ -85,8 +85,10 @@ def _choose(left: Sequence[Candidate], prefer: Preference) -> tuple[Candidate, l
     """The best by a preference, and those that differ from it by no more than the noise. Among equals the
     one with the better quality, then the smaller, is taken."""
     if prefer == "balance":
-        best = min(left, key=lambda c: _balance(c, left))
-        return best, []
+        first = min(left, key=lambda c: _balance(c, left))
+        equals = [c for c in left if c is not first and _same_balance(first, c)]
+        best = min([first, *equals], key=lambda c: (round(bits_per_byte(c), 4), memory(c)))
+        return best, [c for c in (first, *equals) if c is not best]
     key, same = _MEASURES[prefer]
     first = min(left, key=key)
     equals = [c for c in left if c is not first and same(first, c)]
@@ -102,6 +104,12 @@ def _balance(candidate: Candidate, left: Sequence[Candidate]) -> float:
     if math.isfinite(best):
         doublings += (bits_per_byte(candidate) / best - 1) / QUALITY_SHARE_OF_A_DOUBLING
     return doublings
+
+
+def _same_balance(a: Candidate, b: Candidate) -> bool:
+    """Whether nothing that a balance weighs differs by more than the noise."""
+    quality = same_quality(a, b) if a.quality and b.quality else True
+    return same_speed(a, b) and same_memory(a, b) and quality
 
 
 def same_speed(a: Candidate, b: Candidate) -> bool:
@@ -123,12 +131,14 @@ def same_quality(a: Candidate, b: Candidate) -> bool:
     """Whether the 95% interval of the difference in bits per byte, over segments, includes zero."""
     if not (a.quality and b.quality):
         return False
-    low, high = paired_interval(_segments(a), _segments(b))
+    ours, theirs = a.quality["texts"], b.quality["texts"]
+    pairs = [
+        (x, y)
+        for name in ours.keys() & theirs.keys()  # segment by segment: texts may have one more in one model
+        for x, y in zip(ours[name]["segments"], theirs[name]["segments"], strict=False)
+    ]
+    low, high = paired_interval(pairs)
     return low <= 0 <= high
-
-
-def _segments(candidate: Candidate) -> list[list[float]]:
-    return [s for text in candidate.quality["texts"].values() for s in text["segments"]]
 
 
 _Key = Callable[[Candidate], float]
@@ -165,7 +175,7 @@ def _alternatives(best: Candidate, left: Sequence[Candidate], prefer: str) -> li
     """What would change the choice."""
     out = []
     for other in PREFERENCES:
-        if other != prefer:
+        if other != prefer and (other != "quality" or all(c.quality for c in left)):
             choice, _ = _choose(left, other)
             if choice is not best:
                 out.append(f"--prefer {other} would take {choice.label}")

@@ -26,7 +26,7 @@ def html(result: dict[str, Any]) -> str:
         drawn = []
     candidates = result["candidates"]
     recommendation = result["recommendation"]
-    scored = next((c["quality"]["texts"] for c in candidates if c["quality"]), {})
+    scored: dict[str, Any] = next((c["quality"]["texts"] for c in candidates if c["quality"]), {})
     template = files(__package__).joinpath("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True)
     return environment.from_string(template).render(
@@ -74,7 +74,7 @@ def print_table(result: dict[str, Any], console: Any) -> None:
     for row in rows:
         if "error" not in row:
             style = "bold green" if row["model"] == choice else ""
-            table.add_row(*(row.get(key, "–") for key, _ in shown), style=style)
+            table.add_row(*(_plain(row.get(key, "–")) for key, _ in shown), style=style)
     console.print(table)
     for row in rows:
         if "error" in row:
@@ -93,9 +93,7 @@ def print_table(result: dict[str, Any], console: Any) -> None:
             console.print(text, style="dim", highlight=False)
     recommendation = result["recommendation"]
     console.print()
-    console.print(
-        f"Take {choice}" if choice else "Nothing to recommend", style="bold green", highlight=False
-    )
+    console.print(f"Take {choice}" if choice else "Nothing to recommend", style="bold green", highlight=False)
     console.print(f"  {recommendation['reason']}.", highlight=False)
     for line in recommendation["else"]:
         console.print(f"  {line}", highlight=False)
@@ -110,10 +108,10 @@ def print_answers(result: dict[str, Any], console: Any) -> None:
     answering = [c for c in result["candidates"] if c["answers"]]
     for n, prompt in enumerate(result["settings"]["prompts"]):
         table = Table(
-            title=prompt[:200], title_justify="left", title_style="bold", show_lines=True, expand=True
+            title=_plain(prompt[:200]), title_justify="left", title_style="bold", show_lines=True, expand=True
         )
         for candidate in answering:
-            table.add_column(candidate["label"], ratio=1, overflow="fold")
+            table.add_column(_plain(candidate["label"]), ratio=1, overflow="fold")
         if answering:
             table.add_row(*(_plain(c["answers"][n]["text"]) for c in answering))
             console.print(table)

@@ -5,8 +5,11 @@ result or an error. Nothing else runs in the process, so its peak memory is the 
 """
 
 import json
+import os
 import sys
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,7 @@ def _measure(decoder: Any, ids: list[int], decode_tokens: int, cache: Any) -> di
     for _ in range(decode_tokens):
         token = int(decoder.logits(decoder.hidden(torch.tensor([[token]]), cache)[:, -1]).argmax())
         times.append(time.perf_counter())
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     return {"ttft_s": times[0] - begin, "token_s": gaps, "total_s": times[-1] - begin}
 
 
@@ -87,7 +90,7 @@ def _prompt_ids(model: Any, text: str, count: int) -> list[int]:
     body = ids[len(model.tokenizer.prefix) :] or [0]
     while len(ids) < count:
         ids = ids + body
-    return ids[: min(count, model.context - 64)]  # type: ignore[no-any-return]
+    return ids[:count]  # type: ignore[no-any-return]
 
 
 def quality(task: dict[str, Any]) -> dict[str, Any]:
@@ -110,10 +113,14 @@ def answers(task: dict[str, Any]) -> dict[str, Any]:
     model = load(task)
     out = []
     for n, prompt in enumerate(task["prompts"], 1):
-        if model.tokenizer.chat_template is not None:
-            completion = model.chat(prompt, max_tokens=task["max_tokens"])
-        else:
-            completion = model.generate(prompt, max_tokens=task["max_tokens"])
+        try:
+            if model.tokenizer.chat_template is not None:
+                completion = model.chat(prompt, max_tokens=task["max_tokens"])
+            else:
+                completion = model.generate(prompt, max_tokens=task["max_tokens"])
+        except ParagoneError as err:  # one prompt that does not fit must not cost the others
+            out.append({"text": f"[no answer: {err}]", "finish_reason": "error", "tokens": 0, "total_s": 0.0})
+            continue
         out.append(
             {
                 "text": completion.text,
@@ -128,9 +135,16 @@ def answers(task: dict[str, Any]) -> dict[str, Any]:
     return {"answers": out}
 
 
+def _end_with_parent() -> None:
+    """Ends the process when standard input closes: the parent has gone, and nobody will read the result."""
+    sys.stdin.read()
+    os._exit(0)
+
+
 def main() -> None:
     """Runs the task that standard input names."""
     task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         emit("result", **{"speed": speed, "quality": quality, "answers": answers}[task["task"]](task))
     except ParagoneError as err:

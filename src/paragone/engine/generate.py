@@ -129,7 +129,8 @@ class Generation:
         sequence.token_ids.append(token)
         ends = token in self.tokenizer.stop_ids and not sequence.request.params.ignore_eos
         # Special tokens are the model's punctuation between turns, not part of a text.
-        data = b"" if self.tokenizer.is_special(token) else self.tokenizer.token_bytes(token)
+        known = token < self.tokenizer.vocab_size  # embeddings are often padded beyond the vocabulary
+        data = self.tokenizer.token_bytes(token) if known and not self.tokenizer.is_special(token) else b""
         text = "" if ends else sequence.stream.push(data)
         reason: FinishReason | None = None
         if ends or sequence.stream.stopped:

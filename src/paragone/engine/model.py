@@ -91,13 +91,17 @@ class Model:
         """Token ids of a prompt: a text gets the model's BOS, ids are taken as they are."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, prefix=True)
-        return [int(i) for i in prompt]
+        if not isinstance(prompt, list | tuple) or not all(type(i) is int for i in prompt):
+            raise UsageError(f"a prompt is a text or a list of token ids, not {type(prompt).__name__}")
+        return list(prompt)
 
     def logprobs(self, prompt: Prompt) -> list[float]:
         """Natural log-probability of every token of a text after the first, given those before it."""
         ids = self.encode(prompt)
         if len(ids) < 2:
             raise UsageError("log-probabilities need at least two tokens")
+        if min(ids) < 0 or max(ids) >= self.decoder.spec.vocab_size:
+            raise UsageError(f"token ids must be from 0 to {self.decoder.spec.vocab_size - 1}")
         if len(ids) > self.context:
             raise ContextLengthExceeded(f"{len(ids)} tokens do not fit the context of {self.context}")
         out: list[float] = []
@@ -139,6 +143,7 @@ def load_model(
     """Loads the model at a path. The tokenizer is read first: it is cheap and may fail."""
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
+    check_device(device)
     checkpoint = open_checkpoint(path)
     need = estimate_bytes(spec_of(checkpoint), precision)
     if device == "cpu" and need > (have := available_memory_bytes()):
@@ -149,6 +154,15 @@ def load_model(
     tokenizer = load_tokenizer(checkpoint)
     decoder = load_decoder(checkpoint, precision, device, progress)
     return Model(name, path, precision, checkpoint, decoder, tokenizer)
+
+
+def check_device(device: str) -> None:
+    """Raises UsageError for a device that torch does not know or that is not here."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as err:
+        reason = str(err).splitlines()[0][:120]
+        raise UsageError(f"device {device!r} cannot be used: {reason}") from None
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

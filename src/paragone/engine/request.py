@@ -9,6 +9,7 @@ from paragone import limits
 from paragone.errors import UsageError
 from paragone.text.stream import check_stop_strings
 
+LEAST_TEMPERATURE = 0.001
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -37,16 +38,23 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         """Raises UsageError naming the first field that is out of bounds."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        given: object = self.stop  # callers from outside pass one string too
+        if not isinstance(given, str | list | tuple) or not all(isinstance(s, str) for s in given):
+            raise UsageError(f"stop is {given!r}, not a text or a list of texts")
+        stop = (given,) if isinstance(given, str) else tuple(given)
         object.__setattr__(self, "stop", check_stop_strings(stop))
         _whole("max_tokens", self.max_tokens, 1, limits.CONTEXT_LENGTH, optional=True)
         _whole("top_k", self.top_k, 0, limits.VOCAB_SIZE)
         _whole("logprobs", self.logprobs, 0, limits.LOGPROBS, optional=True)
         _whole("seed", self.seed, 0, (1 << 63) - 1, optional=True)
         _real("temperature", self.temperature, 0.0, 100.0)
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise UsageError(
+                f"temperature is {self.temperature!r}; below {LEAST_TEMPERATURE} only 0 is meant"
+            )
         _real("top_p", self.top_p, 0.0, 1.0, above=True)
         _real("min_p", self.min_p, 0.0, 1.0)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        _real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _real("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         if self.seed is None and self.temperature > 0:

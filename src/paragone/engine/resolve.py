@@ -23,8 +23,12 @@ class Located:
 def locate(text: str) -> Located:
     """A model that is on this machine. Raises NotFound, saying how to get it where that is known."""
     if not text.startswith(("hf:", "pypi:")):
-        path = Path(text).expanduser()
-        if path.exists():
+        try:
+            path = Path(text).expanduser()
+            exists = path.exists()
+        except (OSError, RuntimeError, ValueError) as err:  # too long, no such user, a NUL inside
+            raise NotFound(f"{text[:80]!r} is no path and no model: {err}") from None
+        if exists:
             return Located(path.stem if path.is_file() else path.resolve().name, path)
     source = parse_source(text)
     name = local_name(source) if source else text

@@ -66,7 +66,7 @@ class DenseEmbedding(Embedding):
     """Token embeddings in the memory of the device; the weight may be that of a tied head."""
 
     def __init__(self, weight_VD: Tensor) -> None:
-        self.weight = weight_VD
+        self.weight: Tensor = weight_VD
 
     def __call__(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
@@ -78,7 +78,7 @@ class DenseLinear(Linear):
     form = "dense"
 
     def __init__(self, weight_ND: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(*weight_ND.shape, bias)
+        super().__init__(weight_ND.shape[0], weight_ND.shape[1], bias)
         self.weight = weight_ND
 
     @property
@@ -139,7 +139,7 @@ class Int8Linear(Linear):
     form = "int8"
 
     def __init__(self, codes_ND: Tensor, scale_N: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(*codes_ND.shape, bias)
+        super().__init__(codes_ND.shape[0], codes_ND.shape[1], bias)
         self.codes = codes_ND
         self.scale = scale_N
 
@@ -161,8 +161,8 @@ class Int4Linear(Linear):
     form = "int4"
 
     def __init__(self, codes_ND: Tensor, scale_zero_GN2: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(*codes_ND.shape, bias)
-        self.is_packed = ops.can_pack_int4(*codes_ND.shape, codes_ND.device)
+        super().__init__(codes_ND.shape[0], codes_ND.shape[1], bias)
+        self.is_packed = ops.can_pack_int4(self.out_features, self.in_features, codes_ND.device)
         codes = ops.pack_int4(codes_ND) if self.is_packed else codes_ND[:, ::2] | codes_ND[:, 1::2] << 4
         self.codes = codes
         self.scale_zero = scale_zero_GN2

@@ -113,6 +113,9 @@ class ModelSpec:
             )
         if self.head_dim % 2:
             raise BadConfiguration(f"{source}: head_dim = {self.head_dim} is odd; rotary needs pairs")
+        for rope in self.ropes:
+            if rope.theta <= 1:
+                raise BadConfiguration(f"{source}: rope theta = {rope.theta} is not above 1")
         if not math.isfinite(self.attention_scale):
             raise BadConfiguration(f"{source}: attention scale is not finite")
         return self

@@ -60,9 +60,7 @@ def attention(
     if allowed is None:
         allowed = visible(T, S, window, q_BTHE.device)
     q = q_BTHE.transpose(1, 2)
-    out = F.scaled_dot_product_attention(
-        q, k_BKSE, v_BKSE, attn_mask=allowed, scale=scale, enable_gqa=H != K
-    )
+    out = F.scaled_dot_product_attention(q, k_BKSE, v_BKSE, attn_mask=allowed, scale=scale, enable_gqa=H != K)
     return out.transpose(1, 2)
 
 

@@ -27,7 +27,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         use_fast()
         and dtype == torch.bfloat16
         and device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 

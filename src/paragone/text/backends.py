@@ -50,14 +50,14 @@ class SentencePieceBackend:
         self.adds_space = adds_space
 
     def encode(self, text: str, *, first: bool) -> list[int]:  # noqa: ARG002 -- each run gets its space
-        return self._model.encode(text) if text else []  # type: ignore[no-any-return]
+        return self._model.encode(text) if text else []
 
     def token_bytes(self, token_id: int) -> bytes:
         model = self._model
         piece = model.id_to_piece(token_id)
         if model.is_byte(token_id):
             return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE, " ").encode()  # type: ignore[no-any-return]
+        return piece.replace(SPACE, " ").encode()
 
     def control_tokens(self) -> dict[str, int]:
         """Spelling to id of the control tokens."""
@@ -113,7 +113,7 @@ class TokenizersBackend:
         tokenizer.no_padding()
         self._tokenizer, self._byte_level = tokenizer, byte_level
         self.size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        self._added = {i: t for i, t in tokenizer.get_added_tokens_decoder().items()}
+        self._added = dict(tokenizer.get_added_tokens_decoder())
         self._continues = None if byte_level else _without_first_space(tokenizer)
         self.adds_space = not byte_level and self.token_bytes_of("a")[:1] == b" "
 

@@ -13,6 +13,7 @@ import re
 import selectors
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def render_chat(
             raise UsageError(f"message {i + 1}: needs a role ({', '.join(ROLES)}) and a content text")
         content = content.replace(MARK, "")
         if spelled:
-            content = spelled.sub(lambda m: m[0][0] + MARK + m[0][1:], content)
+            content = spelled.sub(lambda m: MARK.join(("", *m[0], "")), content)
         cleaned.append({"role": role, "content": content})
     values = {
         "messages": cleaned,
@@ -100,6 +101,7 @@ class Renderer:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
 
     def start(self) -> subprocess.Popen[bytes]:
         """The running process. Starting it early hides its start-up behind other work."""
@@ -108,6 +110,7 @@ class Renderer:
                 "sequence": limits.TEMPLATE_SEQUENCE,
                 "output": limits.TEMPLATE_OUTPUT_BYTES,
                 "memory": limits.TEMPLATE_MEMORY_BYTES,
+                "cpu_seconds": limits.TEMPLATE_PROCESS_SECONDS,
             }
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(Path(__file__).with_name("chat_worker.py")), json.dumps(bounds)],
@@ -136,7 +139,12 @@ class Renderer:
         request = json.dumps({"template": template, "values": values}).encode() + b"\n"
         if len(request) > limits.TEMPLATE_INPUT_BYTES:
             raise TemplateLimit(f"conversation is longer than {limits.TEMPLATE_INPUT_BYTES} bytes")
-        answer = self._exchange(request)
+        with self._lock:
+            try:
+                answer = self._exchange(request)
+            except BaseException:
+                self.stop()  # an answer that was not read must not become the next one
+                raise
         if "text" in answer:
             return str(answer["text"])
         if answer.get("kind") == "limit":
@@ -145,7 +153,8 @@ class Renderer:
 
     def _exchange(self, request: bytes) -> dict[str, Any]:
         process = self.start()
-        assert process.stdin and process.stdout  # noqa: S101 -- opened as pipes above
+        assert process.stdin  # noqa: S101 -- opened as a pipe above
+        assert process.stdout  # noqa: S101
         deadline = time.monotonic() + limits.TEMPLATE_SECONDS
         reader, writer = process.stdout.fileno(), process.stdin.fileno()
         os.set_blocking(reader, False)

@@ -14,8 +14,9 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LIMITS: dict[str, int] = {}
 _rendering = False
@@ -60,9 +61,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             for sized, count in ((left, right), (right, left)):
                 if hasattr(sized, "__len__") and isinstance(count, int) and len(sized) * count > limit:
                     raise LimitError("a repetition is too long")
-            if isinstance(left, int) and isinstance(right, int):
-                if left.bit_length() + right.bit_length() > 256:
-                    raise LimitError("a number is too large")
+            numbers = isinstance(left, int) and isinstance(right, int)
+            if numbers and left.bit_length() + right.bit_length() > 256:
+                raise LimitError("a number is too large")
         elif operator == "**":
             small = isinstance(left, int | float) and isinstance(right, int | float) and abs(right) <= 64
             if not small or (isinstance(left, int) and left.bit_length() > 32):
@@ -149,6 +150,7 @@ def main() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (LIMITS["memory"], LIMITS["memory"]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMITS["cpu_seconds"], LIMITS["cpu_seconds"]))
     except (ImportError, ValueError, OSError):
         pass  # no such limits here; time and output stay bounded
     make_environment().from_string("{{ x | tojson }} {{ strftime_now('%d %b %Y') }}").render(x="é")

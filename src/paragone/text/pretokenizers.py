@@ -74,7 +74,7 @@ def build_pretokenizer(name: str, source: Path) -> PreTokenizer:
         steps = pre_tokenizers.Sequence([split, to_bytes])
     else:
         known = sorted(GPT2 | DIGITS | EXPRESSIONS.keys())
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name[:64], known, n=1)
         raise BadConfiguration(
             f"{source}: pre-tokeniser {name[:60]!r} is not supported"
             + (f"; did you mean {near[0]!r}?" if near else "")

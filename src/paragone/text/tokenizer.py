@@ -124,7 +124,7 @@ def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
         adds_bos = pre in ("llama-bpe", "llama3", "llama-v3", "tekken")
     else:
         raise BadConfiguration(f"{path}: tokenizer {model!r} is not supported. Known: gpt2, llama.")
-    special = {t: i for i, t in reversed(list(enumerate(tokens))) if types[i] == 3}
+    special = {t: i for i, t in reversed(list(enumerate(tokens))) if types[i] == 3 and t}
     bos, eos = id_of("bos"), id_of("eos")
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True
     stops = {i for i in (eos, id_of("eot"), id_of("eom")) if i is not None}
@@ -162,11 +162,7 @@ def tokenizer_from_folder(folder: Path, eos_ids: Iterable[int] = ()) -> Tokenize
         raise NotFound(f"{folder}: has neither tokenizer.json nor tokenizer.model")
     bos = special.get(_content(settings.get("bos_token")) or "<s>")
     eos = special.get(_content(settings.get("eos_token")) or "</s>")
-    if (
-        isinstance(backend, SentencePieceBackend)
-        and settings.get("add_bos_token", True)
-        and bos is not None
-    ):
+    if isinstance(backend, SentencePieceBackend) and settings.get("add_bos_token", True) and bos is not None:
         prefix = [bos]
     stops = set(eos_ids) | ({eos} if eos is not None else set())
     stops |= _generation_stops(folder)

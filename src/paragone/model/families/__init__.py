@@ -41,7 +41,7 @@ def family_of(checkpoint: Checkpoint) -> Family:
     known = families[checkpoint.dialect]
     name = checkpoint.architecture
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=2)
+        near = difflib.get_close_matches(name[:64], known, n=2)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise BadConfiguration(
             f"{checkpoint.config_path}: architecture {name[:80]!r} is not supported.{hint} "

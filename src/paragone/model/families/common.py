@@ -198,12 +198,16 @@ def gguf_rope(facts: Facts, checkpoint: Checkpoint, theta: float, head_dim: int)
     facts.expect("rope.dimension_count", head_dim)
     theta = facts.number("rope.freq_base", theta)
     kind = facts.text("rope.scaling.type", "none")
-    factor = facts.number("rope.scaling.factor", 1.0, positive=False) or 1.0
+    factor = facts.number("rope.scaling.factor", None, positive=False) or 1.0
+    if factor <= 0:
+        raise facts.fail("rope.scaling.factor", f"is {factor}, not positive")
     original = facts.integer("rope.scaling.original_context_length", None)
     facts.raw("rope.scaling.finetuned", None)
     factors = checkpoint.tensors.get("rope_freqs.weight")
     if factors is not None:
-        values = tuple(float(v) for v in factors.rows().reshape(-1))
+        if factors.shape != (head_dim // 2,) or factors.type.name != "F32":
+            raise facts.fail("rope_freqs.weight", f"does not hold {head_dim // 2} F32 divisors")
+        values = tuple(float(v) for v in factors.rows())
         if len(values) != head_dim // 2 or not all(v > 0 for v in values):
             raise facts.fail("rope_freqs.weight", f"does not hold {head_dim // 2} positive divisors")
         return RopeSpec(theta, "factors", factors=values)
@@ -233,9 +237,7 @@ def hf_fields(facts: Facts, defaults: dict[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": integer("num_key_value_heads", defaults.get("num_key_value_heads", heads)),
         "head_dim": integer("head_dim", defaults.get("head_dim", max(hidden // heads, 1))),
         "max_position_embeddings": size("max_position_embeddings"),
-        "tie_word_embeddings": facts.flag(
-            "tie_word_embeddings", defaults.get("tie_word_embeddings", False)
-        ),
+        "tie_word_embeddings": facts.flag("tie_word_embeddings", defaults.get("tie_word_embeddings", False)),
         "eos_token_ids": eos_ids(facts),
     }
 

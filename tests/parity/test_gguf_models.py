@@ -1,0 +1,120 @@
+"""Models written as GGUF give the logits of the folder they came from; real weights give transformers'."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from benchmarks.export import export
+
+from paragone.checkpoint.checkpoint import open_checkpoint
+from paragone.model.load import load_decoder
+from tests.real import GEMMA3, SMOLLM2, path_of
+from tests.tiny import CASES
+
+ARCH = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+# What GGUF cannot say: yarn's and llama3's parameters beyond a tensor of divisors, windows of Qwen, other
+# query scales of Gemma 3 than its head width's.
+WRITABLE = [c for c in CASES if c.name in
+            ("llama1", "llama2_gqa", "llama_biases", "llama3.1", "llama3.2_tied", "llama_linear", "qwen2_tied",
+             "qwen3", "gemma3")]  # fmt: skip
+
+
+def permuted(weight, heads):
+    """What conversion does to Llama's q and k."""
+    shape = weight.shape
+    return weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+
+
+def write_gguf(model, path):
+    """The conversion's rules, written down once more and independently of the reader's tables."""
+    c = model.config
+    arch = ARCH[c.model_type]
+    w = gguf.GGUFWriter(path, arch)
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    w.add_context_length(c.max_position_embeddings)
+    w.add_embedding_length(c.hidden_size)
+    w.add_block_count(c.num_hidden_layers)
+    w.add_feed_forward_length(c.intermediate_size)
+    w.add_head_count(c.num_attention_heads)
+    w.add_head_count_kv(c.num_key_value_heads)
+    w.add_layer_norm_rms_eps(c.rms_norm_eps)
+    w.add_key_length(head_dim)
+    w.add_value_length(head_dim)
+    rope = c.rope_parameters
+    if arch == "gemma3":
+        w.add_sliding_window(c.sliding_window)
+        rope = rope["full_attention"]
+    w.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        w.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "llama3":
+        default = 1.0 / rope["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+        w.add_tensor(
+            "rope_freqs.weight", (default / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+        )
+    tensors = dict(model.state_dict())
+    if c.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH_NAMES_TO_ENUM[arch]
+                                     if hasattr(gguf, "MODEL_ARCH_NAMES_TO_ENUM")
+                                     else next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch),
+                                     c.num_hidden_layers)  # fmt: skip
+    for name, value in tensors.items():
+        data = value.float().numpy()
+        if arch == "llama" and ".q_proj" in name:
+            data = permuted(data, c.num_attention_heads)
+        if arch == "llama" and ".k_proj" in name:
+            data = permuted(data, c.num_key_value_heads)
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            data = data + 1
+        w.add_tensor(names.get_name(name, (".weight", ".bias")), np.ascontiguousarray(data))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+@pytest.mark.parametrize("case", WRITABLE, ids=lambda c: c.name)
+@torch.inference_mode()
+def test_gguf_equals_its_folder(case, tmp_path):
+    if case.name == "gemma3":
+        case = type(case)(case.name, case.config, {**case.options, "query_pre_attn_scalar": 32})
+    model = case.save(tmp_path / "hf")
+    write_gguf(model, tmp_path / "m.gguf")
+    ids = torch.randint(0, 128, (2, 48), generator=torch.Generator().manual_seed(2))
+    got = load_decoder(open_checkpoint(tmp_path / "m.gguf"), "fp32")(ids)
+    want = model(ids).logits
+    assert (got - want).abs().max() <= 2e-5 * want.std()
+
+
+PROMPTS = [
+    "The capital of France is", "Once upon a time", "def fibonacci(n):", "Water boils at", "The quick brown fox",
+    "In 1969, humans", "My favourite recipe is", "The difference between a virus and", "import numpy as np\n",
+    "Dear Sir or Madam,", "The meaning of life", "To be or not to be", "A triangle has", "The best way to learn",
+    "Q: What is 17 + 25?\nA:", "Die Hauptstadt von Deutschland", "El sol sale por", "Photosynthesis is",
+    "SELECT name FROM", "The stock market",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [SMOLLM2, GEMMA3])
+@torch.inference_mode()
+def test_real_weights_give_the_same_greedy_tokens(name, tmp_path):
+    """64 tokens after each of 20 prompts, in fp32 from the same dequantised weights."""
+    from transformers import AutoModelForCausalLM
+
+    from paragone.engine.model import load_model
+
+    model = load_model(path_of(name), name, "fp32")
+    export(model.checkpoint, tmp_path, torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = [model.encode(p) for p in PROMPTS]
+    answers = model.generate(ids, max_tokens=64, ignore_eos=True)
+    longest = max(map(len, ids))
+    padded = torch.tensor([[0] * (longest - len(i)) + i for i in ids])
+    mask = torch.tensor([[0] * (longest - len(i)) + [1] * len(i) for i in ids])
+    want = reference.generate(
+        padded, attention_mask=mask, max_new_tokens=64, min_new_tokens=64, do_sample=False, pad_token_id=0,
+        eos_token_id=None,
+    )[:, longest:]  # fmt: skip
+    assert [a.token_ids for a in answers] == want.tolist()
