@@ -183,7 +183,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 {
                     "rfilename": n,
                     "size": len(d),
-                    "lfs": {"sha256": hashlib.sha256(d).hexdigest(), "size": len(d)},
+                    "lfs": {"sha256": hashlib.sha256(d).hexdigest(), "size": len(d), "pointerSize": 1},
                 }
                 for n, d in HUB_FILES.items()
             ]

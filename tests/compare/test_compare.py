@@ -126,8 +126,9 @@ def test_a_whole_comparison(home, tmp_path, capsys):
     assert "no answer" in good[0]["answers"][1]["text"]
     page = (out / "compare.html").read_text()
     assert "<svg" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "&lt;tags&gt;" not in page or "<tags>" not in page
+    assert "src=" not in page  # nothing is loaded from anywhere
+    assert "@import" not in page
+    assert "<tags>" not in page
     assert [r["id"] for r in list_runs()] == [1]
     assert run(["runs"]) == 0
     assert run(["runs", "show"]) == 0

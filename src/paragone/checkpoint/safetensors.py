@@ -39,6 +39,8 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        if not isinstance(entry, dict):  # the library takes a list of the three fields for an object
+            raise MalformedData(f"{path}: its entry is no object (tensor {name!r})")
         kind, shape = DENSE.get(entry["dtype"]), tuple(entry["shape"])
         start, stop = entry["data_offsets"]
         if kind is None:
