@@ -178,6 +178,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path.startswith("/api/models/") and "/secret" in path:
             return self.answer(401, b'{"error": "gated"}', body)
+        if path.startswith("/api/models/owner/name/tree/"):
+            files = [
+                {"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in HUB_FILES.items()
+            ]
+            return self.answer(200, json.dumps(files).encode(), body)
         if path.startswith("/api/models/") and "/owner/name" in path:
             files = [
                 {

@@ -71,12 +71,15 @@ def _quality(candidates: list[dict[str, Any]]) -> str:
             error = [[value.median - value.low], [value.high - value.median]]
             axis.errorbar(value.median, y, xerr=error, fmt=MARKERS[c["precision"]], capsize=3, **look)
             axis.annotate(
-                f" {c['label']}", (value.median, y), fontsize=8, xytext=(4, 5), textcoords="offset points"
+                c["precision"], (value.median, y), fontsize=8, xytext=(4, 5), textcoords="offset points"
             )
+    for c in {c["model"]: c for c in candidates}.values():
+        left.plot([], [], "o", color=_colour(candidates, c), label=c["model"])
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     left.set(xlabel="decoded text, bytes a second", ylabel="bits per byte (less is better)")
     right.set(xlabel="peak memory, MB")
     for axis in (left, right):
-        axis.margins(x=0.28, y=0.18)
+        axis.margins(x=0.15, y=0.18)
     return _svg(figure)
 
 
