@@ -44,7 +44,7 @@ import click
 )
 @click.option("--repetitions", type=click.IntRange(1, 100), default=2, show_default=True, help="Per round.")
 @click.option("--prompt-tokens", type=click.IntRange(8, 1 << 20), default=512, show_default=True)
-@click.option("--decode-tokens", type=click.IntRange(2, 1 << 16), default=48, show_default=True)
+@click.option("--decode-tokens", type=click.IntRange(2, 1 << 16), default=32, show_default=True)
 @click.option(
     "--max-tokens",
     type=click.IntRange(1, 1 << 16),

@@ -29,7 +29,7 @@ class Settings:
     rounds: int = 3
     repetitions: int = 2
     prompt_tokens: int = 512
-    decode_tokens: int = 48
+    decode_tokens: int = 32
     threads: int | None = None
     max_answer_tokens: int = 128
     quality: bool = True
