@@ -30,7 +30,6 @@ HEADS: Final = 1 << 14
 # Tokenizers
 TOKENIZER_BYTES: Final = 256 * MIB
 TOKEN_BYTES: Final = 64 * KIB
-REGEX_PROBE_SECONDS: Final = 1.0
 
 # Chat templates
 TEMPLATE_BYTES: Final = 256 * KIB

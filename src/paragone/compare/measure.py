@@ -1,7 +1,7 @@
 """Measures candidates: each task in a process of its own while this one blocks, rounds interleaved.
 
 A round goes through all candidates once, so that a machine that slows down slows all of them. A candidate
-that fails keeps what it has and says why; the others go on.
+that fails keeps its samples in the result and says why, but is out; the others go on.
 """
 
 import json
@@ -62,7 +62,7 @@ def measure(candidates: list[Candidate], settings: Settings, report: Report) -> 
         nonlocal done
         report(f"{candidate.label}: {what}", done, tasks)
         done += 1
-        return None if candidate.error else _run(candidate, settings, task)  # what it has, it keeps
+        return None if candidate.error else _run(candidate, settings, task)
 
     text = settings.texts.get("prose") or next(iter(settings.texts.values()), "word " * 64)
     for number in range(1, settings.rounds + 1):

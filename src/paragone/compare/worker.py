@@ -15,8 +15,6 @@ from typing import Any
 
 from paragone.errors import NotEnoughMemory, ParagoneError
 
-PREFILL_CHUNK = 512  # as the engine does it
-
 
 def emit(event: str, **values: Any) -> None:
     """One line to the parent."""
@@ -70,6 +68,8 @@ def speed(task: dict[str, Any]) -> dict[str, Any]:
 def _measure(decoder: Any, ids: list[int], decode_tokens: int, cache: Any) -> dict[str, Any]:
     """One prefill and what is decoded after it, greedily: seconds to the first token and between the rest."""
     import torch
+
+    from paragone.engine.generate import PREFILL_CHUNK
 
     cache.truncate(0)
     begin = time.perf_counter()

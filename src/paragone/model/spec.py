@@ -5,7 +5,7 @@ family's name. Field names are those of Hugging Face's config.json where it has 
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from paragone import limits
@@ -119,7 +119,3 @@ class ModelSpec:
         if not math.isfinite(self.attention_scale):
             raise BadConfiguration(f"{source}: attention scale is not finite")
         return self
-
-    def tied(self, tie: bool) -> "ModelSpec":
-        """The same model with the head tied to the embedding, or not."""
-        return replace(self, tie_word_embeddings=tie)
