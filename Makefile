@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml constraints.txt
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/paragone/kernels/*.cpp src/paragone/kernels/*.h)
 MODELS := smollm2-135m-instruct gemma3-270m
 
 .DEFAULT_GOAL := help

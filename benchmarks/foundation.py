@@ -21,7 +21,7 @@ from benchmarks.export import export
 from benchmarks.peers import interpreter
 from paragone import paths
 from paragone.checkpoint.checkpoint import open_checkpoint
-from paragone.engine.model import load_tokenizer
+from paragone.engine.load import load_tokenizer
 from paragone.engine.resolve import locate
 from paragone.text.backends import TokenizersBackend
 

@@ -20,7 +20,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct at bf16, shared by all tests."""
-    from paragone.engine.model import load_model
+    from paragone.engine.load import load_model
     from tests.real import SMOLLM2, path_of
 
     return load_model(path_of(SMOLLM2), SMOLLM2, "bf16")

@@ -24,21 +24,23 @@ def load(name: str, precision: "Precision" = "bf16", device: str = "cpu") -> "Mo
     `precision` is "fp32", "bf16", "int8" or "int4"; `device` is any torch device. Raises
     paragone.errors.ParagoneError, whose message is one line.
     """
-    with collector_paused():
-        from paragone.engine.model import load_model
-        from paragone.engine.resolve import fetch
+    from paragone.engine.load import load_model
+    from paragone.engine.resolve import fetch
+
     found = fetch(name, lambda *_: None)
     return load_model(found.path, found.name, precision, device)
 
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Importing torch makes a million objects that all stay; looking through them for garbage takes a sixth
-    of the time."""
-    was_enabled = gc.isenabled()
+    """Importing torch makes a million objects that all stay. Looking through them for garbage would take a
+    sixth of the time, and again at every later collection, so they are set apart for good."""
+    if not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.freeze()
+        gc.enable()

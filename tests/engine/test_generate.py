@@ -8,7 +8,7 @@ import torch
 import paragone
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.engine.generate import Generation, Request
-from paragone.engine.model import load_model
+from paragone.engine.load import load_model
 from paragone.engine.request import SamplingParams
 from paragone.errors import ContextLengthExceeded, NotEnoughMemory, UsageError
 from paragone.model.load import load_decoder
@@ -161,7 +161,7 @@ def test_python_interface(monkeypatch):
     assert len(answers) == 2
     with pytest.raises(UsageError, match="int5"):
         paragone.load(str(path_of(SMOLLM2)), precision="int5")
-    monkeypatch.setattr("paragone.engine.model.available_memory_bytes", lambda: 10**8)
+    monkeypatch.setattr("paragone.engine.load.available_memory_bytes", lambda: 10**8)
     with pytest.raises(NotEnoughMemory, match=r"needs about 0\.\d GB.*0\.1 GB"):
         paragone.load(str(path_of(SMOLLM2)), precision="fp32")
 

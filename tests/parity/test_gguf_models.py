@@ -103,7 +103,7 @@ def test_real_weights_give_the_same_greedy_tokens(name, tmp_path):
     """64 tokens after each of 20 prompts, in fp32 from the same dequantised weights."""
     from transformers import AutoModelForCausalLM
 
-    from paragone.engine.model import load_model
+    from paragone.engine.load import load_model
 
     model = load_model(path_of(name), name, "fp32")
     export(model.checkpoint, tmp_path, torch.float32)

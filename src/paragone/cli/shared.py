@@ -74,15 +74,12 @@ def fetch_model(name: str) -> "Located":
 
 def load(name: str, precision: str, device: str, threads: int | None) -> "Model":
     """Loads a model with a progress bar."""
-    from paragone import collector_paused
+    from paragone.engine.load import load_model
 
     found = fetch_model(name)
-    with collector_paused():
+    if threads:
         import torch
 
-        from paragone.engine.model import load_model
-
-    if threads:
         torch.set_num_threads(threads)
     if not sys.stderr.isatty():
         return load_model(found.path, found.name, precision, device)  # type: ignore[arg-type]

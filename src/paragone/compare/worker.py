@@ -26,7 +26,7 @@ def load(task: dict[str, Any]) -> Any:
     """The candidate's model, with the thread count that was asked for."""
     import torch
 
-    from paragone.engine.model import load_model
+    from paragone.engine.load import load_model
 
     if task.get("threads"):
         torch.set_num_threads(task["threads"])

@@ -1,6 +1,6 @@
 """A loaded model, as Python users hold it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.engine.generate import Generation, Request
 from paragone.engine.request import Chunk, Completion, SamplingParams
-from paragone.engine.resources import available_memory_bytes
-from paragone.errors import ContextLengthExceeded, NotEnoughMemory, UsageError
+from paragone.errors import ContextLengthExceeded, UsageError
 from paragone.model.decoder import Decoder
-from paragone.model.families import spec_of
-from paragone.model.load import PRECISIONS, Precision, Progress, estimate_bytes, load_decoder
+from paragone.model.load import Precision
 from paragone.text.chat import Message, encode_chat
-from paragone.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from paragone.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 LOGITS_ROWS = 128  # positions whose logits are held at once when a text is scored
@@ -131,44 +129,3 @@ def _params(params: SamplingParams | None, settings: dict[str, Any]) -> Sampling
         known = ", ".join(SamplingParams.__dataclass_fields__)
         raise UsageError(f"unknown setting {', '.join(sorted(unknown))}. Known: {known}.")
     return params or SamplingParams(**settings)
-
-
-def load_model(
-    path: Path,
-    name: str,
-    precision: Precision = "bf16",
-    device: str = "cpu",
-    progress: Callable[[int, int], None] | Progress | None = None,
-) -> Model:
-    """Loads the model at a path. The tokenizer is read first: it is cheap and may fail."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
-    check_device(device)
-    checkpoint = open_checkpoint(path)
-    need = estimate_bytes(spec_of(checkpoint), precision)
-    if device == "cpu" and need > (have := available_memory_bytes()):
-        raise NotEnoughMemory(
-            f"{name} at {precision} needs about {need / 1e9:.1f} GB for its weights, "
-            f"{have / 1e9:.1f} GB are available: take a lower precision or a smaller model"
-        )
-    tokenizer = load_tokenizer(checkpoint)
-    decoder = load_decoder(checkpoint, precision, device, progress)
-    return Model(name, path, precision, checkpoint, decoder, tokenizer)
-
-
-def check_device(device: str) -> None:
-    """Raises UsageError for a device that torch does not know or that is not here."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as err:
-        reason = str(err).splitlines()[0][:120]
-        raise UsageError(f"device {device!r} cannot be used: {reason}") from None
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer that belongs to a checkpoint."""
-    if checkpoint.dialect == "gguf":
-        return tokenizer_from_gguf(checkpoint.config, checkpoint.path)
-    value = checkpoint.config.get("eos_token_id")
-    ids = value if isinstance(value, list) else [value]
-    return tokenizer_from_folder(checkpoint.path, [i for i in ids if isinstance(i, int)])

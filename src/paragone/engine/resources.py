@@ -34,6 +34,8 @@ def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory, system and versions, for reports."""
     from importlib.metadata import version
 
+    from paragone.ops.choose import describe_kernels
+
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -46,6 +48,7 @@ def describe_machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": version("torch"),
+        "kernels": describe_kernels(),
         "paragone": version("paragone"),
     }
 

@@ -13,7 +13,7 @@ from paragone.model.cache import KVCache
 from paragone.model.linear import Linear
 from paragone.model.spec import ModelSpec
 from paragone.ops.attention import attention
-from paragone.ops.norm import rms_norm
+from paragone.ops.norm import head_norm_
 from paragone.ops.rope import rotate_
 
 
@@ -58,7 +58,7 @@ class Attention:
         heads_BTJE = self.qkv(x_BTD).view(B, T, H + 2 * K, E)
         qk = heads_BTJE[:, :, : H + K]
         if self.qk_norm is not None:
-            qk.copy_(rms_norm(qk, self.qk_norm, self.eps))
+            head_norm_(qk, self.qk_norm, self.eps)
         rotate_(qk, *cos_sin)
         if cache is None:
             kv = heads_BTJE[:, view.first :, H:].transpose(1, 2)

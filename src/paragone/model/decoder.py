@@ -114,7 +114,8 @@ class Decoder:
     def embedding_bytes(self) -> int:
         """Bytes in memory of an embedding that is neither left in the file nor the head's own weight."""
         weight = self.embed.weight
-        return 0 if weight is None or weight is getattr(self.head, "weight", None) else weight.nbytes
+        is_head = any(weight is part for part in getattr(self.head, "parts", ()))
+        return 0 if weight is None or is_head else weight.nbytes
 
     @property
     def decode_bytes(self) -> int:
@@ -157,8 +158,8 @@ class Decoder:
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) to (..., V), in the activations' type."""
-        logits: Tensor = self.head(hidden)
+        """(..., D) to (..., V), in the activations' type or float32."""
+        logits = self.head.unrounded(hidden)
         cap = self.spec.final_logit_softcapping
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

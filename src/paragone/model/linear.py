@@ -1,7 +1,5 @@
 """Weight matrices as callables, by the form in which they are kept."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +8,7 @@ from torch import Tensor
 
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.ops import linear as ops
+from paragone.ops.choose import kernels_for
 
 MANY_ROWS = 32
 
@@ -21,6 +20,7 @@ class Linear:
     """
 
     form: str
+    kernel: ops.KernelMatrix | None = None
 
     def __init__(self, out_features: int, in_features: int, bias: Tensor | None) -> None:
         self.out_features, self.in_features, self.bias = out_features, in_features, bias
@@ -32,6 +32,12 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """y in float32 where a kernel can give it, else in x's type: bfloat16 has many ties among logits."""
+        if self.kernel is not None and self.bias is None and self.kernel.takes(x):
+            return self.kernel.multiply_unrounded(x)
+        return self(x)
 
 
 class Embedding:
@@ -52,12 +58,13 @@ def as_torch(tensor: StoredTensor, numbers: NDArray[np.generic]) -> Tensor:
 class StoredEmbedding(Embedding):
     """Token embeddings left in the model's file: a step reads the few rows that it needs."""
 
-    def __init__(self, tensor: StoredTensor, dtype: torch.dtype) -> None:
-        self.tensor, self.dtype = tensor, dtype
+    def __init__(self, tensor: StoredTensor, dtype: torch.dtype, *, file_in_use: bool) -> None:
+        """`file_in_use`: other weights are used where they lie in the file, so its pages stay."""
+        self.tensor, self.dtype, self.file_in_use = tensor, dtype, file_in_use
 
     def __call__(self, ids: Tensor) -> Tensor:
         rows = as_torch(self.tensor, self.tensor.gather(ids.reshape(-1).numpy())).to(self.dtype)
-        if ids.numel() > MANY_ROWS:  # a prompt touches pages all over the file
+        if ids.numel() > MANY_ROWS and not self.file_in_use:  # a prompt touches pages all over the file
             self.tensor.file.forget()
         return rows.reshape(*ids.shape, -1)
 
@@ -73,64 +80,23 @@ class DenseEmbedding(Embedding):
 
 
 class DenseLinear(Linear):
-    """Row-major numbers of one floating type."""
+    """Row-major numbers of one floating type, in memory or in the model's file, in one part or several."""
 
     form = "dense"
 
-    def __init__(self, weight_ND: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(weight_ND.shape[0], weight_ND.shape[1], bias)
-        self.weight = weight_ND
+    def __init__(self, parts: list[Tensor], bias: Tensor | None = None) -> None:
+        super().__init__(sum(len(part) for part in parts), parts[0].shape[1], bias)
+        self.parts = parts
+        self.kernel = ops.kernel_matrix("bf16", [(part, None) for part in parts], self.in_features, bias)
 
     @property
     def weight_bytes(self) -> int:
-        return self.weight.nbytes
+        return sum(part.nbytes for part in self.parts)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.dense_linear(x, self.weight, self.bias)
-
-
-class PackedLinear(Linear):
-    """bfloat16 in oneDNN's blocked layout, in runs of rows; for products on the CPU only."""
-
-    form = "packed"
-
-    def __init__(self, blocks: list[Tensor], shape: tuple[int, int], bias: Tensor | None = None) -> None:
-        super().__init__(*shape, bias)
-        self.blocks = blocks
-
-    @property
-    def weight_bytes(self) -> int:
-        return 2 * self.out_features * self.in_features
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if len(self.blocks) == 1:
-            return ops.packed_linear(x, self.blocks[0], self.bias)
-        y = torch.cat([ops.packed_linear(x, block, None) for block in self.blocks], dim=-1)
-        return y if self.bias is None else y.add_(self.bias)
-
-
-class MappedLinear(PackedLinear):
-    """bfloat16 that a file holds as it is needed: used in place for prompts, packed at the first single
-    token. Loading then costs nothing, and a text that is only scored never pays for packing."""
-
-    def __init__(
-        self,
-        parts: list[StoredTensor],
-        pack: Callable[[], list[Tensor]],
-        shape: tuple[int, int],
-        bias: Tensor | None = None,
-    ) -> None:
-        super().__init__([], shape, bias)
-        self.parts, self.pack = parts, pack
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self.blocks:
-            if x.numel() > x.shape[-1]:
-                rows = [ops.dense_linear(x, as_torch(p, p.rows()), None) for p in self.parts]
-                y = rows[0] if len(rows) == 1 else torch.cat(rows, dim=-1)
-                return y if self.bias is None else y.add_(self.bias)
-            self.blocks = self.pack()
-        return super().__call__(x)
+        if self.kernel is not None and self.kernel.takes(x):
+            return self.kernel.multiply(x)
+        return ops.dense_linear(x, self.parts, self.bias)
 
 
 class Int8Linear(Linear):
@@ -142,39 +108,45 @@ class Int8Linear(Linear):
         super().__init__(codes_ND.shape[0], codes_ND.shape[1], bias)
         self.codes = codes_ND
         self.scale = scale_N
+        self.kernel = ops.kernel_matrix("int8", [(codes_ND, scale_N)], self.in_features, bias)
 
     @property
     def weight_bytes(self) -> int:
         return self.codes.nbytes + self.scale.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and self.kernel.takes(x):
+            return self.kernel.multiply(x)
         y = ops.int8_linear(x, self.codes, self.scale)
         return y if self.bias is None else y + self.bias
 
 
 class Int4Linear(Linear):
-    """4-bit codes with a bfloat16 scale and zero for every 32 inputs of a row.
+    """4-bit codes, two to a byte, with a bfloat16 scale and zero for every 32 inputs of a row.
 
-    On the CPU the codes are kept only in PyTorch's packed layout, elsewhere two to a byte.
+    Where PyTorch's int4 product has to do, codes and scales are kept in its layout instead.
     """
 
     form = "int4"
 
-    def __init__(self, codes_ND: Tensor, scale_zero_GN2: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(codes_ND.shape[0], codes_ND.shape[1], bias)
+    def __init__(self, codes_ND: Tensor, scale_zero_NG2: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(codes_ND.shape[0], 2 * codes_ND.shape[1], bias)
         self.is_packed = ops.can_pack_int4(self.out_features, self.in_features, codes_ND.device)
-        codes = ops.pack_int4(codes_ND) if self.is_packed else codes_ND[:, ::2] | codes_ND[:, 1::2] << 4
-        self.codes = codes
-        self.scale_zero = scale_zero_GN2
+        self.codes, self.scale_zero = codes_ND, scale_zero_NG2
+        if self.is_packed:
+            self.codes = ops.pack_int4(ops.int4_split(codes_ND))
+            self.scale_zero = scale_zero_NG2.transpose(0, 1).contiguous()
+        self.kernel = ops.kernel_matrix("int4", [(self.codes, self.scale_zero)], self.in_features, bias)
 
     @property
     def weight_bytes(self) -> int:
         return self.codes.nbytes + self.scale_zero.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.kernel is not None and kernels_for(x) is not None:
+            return self.kernel.multiply(x) if self.kernel.takes(x) else self.kernel.multiply_widened(x)
         if self.is_packed:
             y = ops.int4_packed_linear(x, self.codes, self.scale_zero)
         else:
-            pairs = torch.stack((self.codes & 15, self.codes >> 4), dim=-1)
-            y = ops.int4_linear_reference(x, pairs.flatten(1), self.scale_zero)
+            y = ops.int4_linear_reference(x, ops.int4_split(self.codes), self.scale_zero)
         return y if self.bias is None else y + self.bias

@@ -26,20 +26,17 @@ from paragone.model.linear import (
     Int4Linear,
     Int8Linear,
     Linear,
-    MappedLinear,
-    PackedLinear,
     StoredEmbedding,
     as_torch,
 )
 from paragone.model.spec import ModelSpec
-from paragone.ops.linear import GROUP, can_pack, pack
+from paragone.ops.linear import GROUP
 from paragone.quant.rtn import quantize_int4, quantize_int8
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CHUNK = 1 << 19  # numbers read at a time: their float32 form stays in the processor's cache
-
-PACK_BLOCK = 1 << 23  # numbers that are packed together: 16 MB
+IN_PLACE = {"F32": torch.float32, "BF16": torch.bfloat16}  # stored types that need no conversion
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 Chunks = Iterator[tuple[int, Tensor]]  # (first row, rows) of one matrix
@@ -97,7 +94,7 @@ class _Loader:
         self.precision, self.device, self.progress = precision, device, progress
         self.dtype = activation_dtype(precision)
         self.used: set[str] = set()
-        self.room: Tensor | None = None
+        self.in_place: set[int] = set()  # files, by identity, whose pages the weights are
         self.bytes_done = 0
         self.bytes_total = sum(t.nbytes for t in checkpoint.tensors.values())
 
@@ -108,21 +105,21 @@ class _Loader:
         head = self.linear(
             ("embed" if spec.tie_word_embeddings else "head",), spec.vocab_size, width, outer=True
         )
-        embed = self.embedding(head)
         blocks = []
         for i in range(spec.num_layers):
             return_freed_memory()
             blocks.append(self.block(i))
         return_freed_memory()
+        embed = self.embedding(head)
         return Decoder(spec, embed, blocks, self.norm("final_norm"), head, self.dtype)
 
     def embedding(self, head: Linear) -> Embedding:
         """On the CPU the rows stay in the file; elsewhere they are the tied head's weight, or a copy."""
         if self.spec.tie_word_embeddings and isinstance(head, DenseLinear):
-            return DenseEmbedding(head.weight)
+            return DenseEmbedding(head.parts[0])
         tensor = self.take("embed.weight", (self.spec.vocab_size, self.spec.hidden_size))
         if self.device.type == "cpu":
-            return StoredEmbedding(tensor, self.dtype)
+            return StoredEmbedding(tensor, self.dtype, file_in_use=id(tensor.file) in self.in_place)
         rows = torch.empty(tensor.shape, dtype=self.dtype)
         for at, chunk in self.row_chunks(["embed.weight"], (len(rows),), rows.shape[1]):
             rows[at : at + len(chunk)] = chunk
@@ -182,50 +179,39 @@ class _Loader:
             bias_N = torch.cat(biases).to(self.dtype).to(self.device)
         names = [f"{p}.weight" for p in parts]
         shape = out_features, in_features
-        if self.precision == "bf16" and can_pack(self.dtype, self.device):
-            return self.packed(names, sizes, shape, bias_N)
         chunks = self.row_chunks(names, sizes, in_features)
         if self.precision in ("fp32", "bf16"):
-            return self.dense(chunks, shape, bias_N)
+            stored = self.stored_parts(names, sizes, in_features)
+            return DenseLinear(stored, bias_N) if stored else self.dense(chunks, shape, bias_N)
         if self.precision == "int8" or outer or in_features % GROUP:
             return self.int8(chunks, shape, bias_N)
         return self.int4(chunks, shape, bias_N)
+
+    def stored_parts(self, names: list[str], sizes: tuple[int, ...], width: int) -> list[Tensor]:
+        """The matrices where they lie in the file, if they are there just as they are needed; else none.
+
+        Loading them costs nothing, and processes that run the same model share the memory.
+        """
+        tensors = [self.take(n, (size, width)) for n, size in zip(names, sizes, strict=True)]
+        as_needed = all(
+            IN_PLACE.get(t.type.name) == self.dtype and t.offset % self.dtype.itemsize == 0 for t in tensors
+        )
+        if (
+            not as_needed
+            or self.device.type != "cpu"
+            or any(_template(n) in self.family.fixups for n in names)
+        ):
+            return []
+        for tensor in tensors:
+            self.in_place.add(id(tensor.file))
+            self.done(tensor)
+        return [as_torch(t, t.rows()) for t in tensors]
 
     def dense(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
         weight = torch.empty(shape, dtype=self.dtype)
         for at, chunk in chunks:
             weight[at : at + len(chunk)] = chunk
-        return DenseLinear(weight.to(self.device), bias)
-
-    def packed(
-        self, names: list[str], sizes: tuple[int, ...], shape: tuple[int, int], bias: Tensor | None
-    ) -> Linear:
-        def pack_now() -> list[Tensor]:
-            return self.packed_blocks(self.row_chunks(names, sizes, shape[1]), shape)
-
-        stored = [self.take(n, (size, shape[1])) for n, size in zip(names, sizes, strict=True)]
-        plain = all(t.type.name == "BF16" for t in stored)
-        if plain and not any(_template(n) in self.family.fixups for n in names):
-            return MappedLinear(stored, pack_now, shape, bias)
-        return PackedLinear(pack_now(), shape, bias)
-
-    def packed_blocks(self, chunks: Chunks, shape: tuple[int, int]) -> list[Tensor]:
-        """Runs of rows, each packed from the same room, so that no matrix is ever there twice."""
-        rows = min(shape[0], max(1, PACK_BLOCK // shape[1]))
-        size = rows * shape[1]
-        if self.room is None or len(self.room) < size:
-            self.room = torch.empty(size, dtype=self.dtype)
-        room = self.room[:size].view(rows, shape[1])
-        blocks, filled = [], 0
-        for _, chunk in chunks:
-            while len(chunk):
-                taken = min(len(chunk), rows - filled)
-                room[filled : filled + taken] = chunk[:taken]
-                chunk, filled = chunk[taken:], filled + taken
-                if filled == rows:
-                    blocks.append(pack(room))
-                    filled = 0
-        return [*blocks, pack(room[:filled])] if filled else blocks
+        return DenseLinear([weight.to(self.device)], bias)
 
     def int8(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
         codes = torch.empty(shape, dtype=torch.int8)
@@ -236,11 +222,11 @@ class _Loader:
         return Int8Linear(codes.to(self.device), scale.to(self.device), bias)
 
     def int4(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
-        codes = torch.empty(shape, dtype=torch.uint8)
-        scale_zero = torch.empty(shape[1] // GROUP, shape[0], 2, dtype=torch.bfloat16)
+        codes = torch.empty(shape[0], shape[1] // 2, dtype=torch.uint8)
+        scale_zero = torch.empty(shape[0], shape[1] // GROUP, 2, dtype=torch.bfloat16)
         for at, chunk in chunks:
             span = slice(at, at + len(chunk))
-            codes[span], scale_zero[:, span] = quantize_int4(chunk)
+            codes[span], scale_zero[span] = quantize_int4(chunk)
         return Int4Linear(codes.to(self.device), scale_zero.to(self.device), bias)
 
     def row_chunks(self, names: list[str], sizes: tuple[int, ...], width: int) -> Chunks:

@@ -1,49 +1,95 @@
 """Products with a weight matrix, by the form in which the weight is kept.
 
-N output features, D input features, G groups of D / G inputs. Activations are x (..., D).
-int8: weight = codes * scale, one scale a row. int4: weight = (code - 8) * scale + zero, one pair a group.
+N output features, D input features, G groups of 32 inputs. Activations are x (..., D).
+bf16, fp32: numbers as they are. int8: weight = codes * scale, one scale a row.
+int4: weight = (code - 8) * scale + zero, one pair a group; byte i of a group holds input i in its low and
+input i + 16 in its high half.
 """
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paragone.ops.choose import use_fast
+from paragone.kernels import native
+from paragone.ops.choose import has_kernels, kernels_for, use_fast
 
 GROUP = 32  # inputs that share a scale in int4; GGUF's 4-bit types use the same
-MANY_ROWS = 48  # from here on products are bound by arithmetic, not by reading the weight
-WIDEN = 1 << 19  # int8 codes widened at a time
+# Up to here a product is bound by reading the weight, which the kernels do best; beyond, by arithmetic.
+FEW_ROWS = {"bf16": 8, "int8": 2, "int4": 16}
+MANY_ROWS = 48  # where PyTorch's own int8 product falls behind one in bfloat16
+WIDEN = 1 << 19  # codes widened at a time: they stay in the cache
 INT4_ROW_MULTIPLE = 16  # PyTorch's int4 product works on blocks of 16 rows
 
-
-def dense_linear(x: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
-    """x @ weight.T + bias."""
-    return F.linear(x, weight_ND, bias_N)
+Form = Literal["bf16", "int8", "int4"]
 
 
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN's blocked layout, twice as fast at one row, is there for such weights."""
-    return (
-        use_fast()
-        and dtype == torch.bfloat16
-        and device.type == "cpu"
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+class KernelMatrix:
+    """A weight as the kernels see it: where its rows lie. The caller keeps the tensors alive."""
+
+    def __init__(
+        self, form: Form, width: int, parts: Sequence[tuple[Tensor, Tensor | None]], bias_N: Tensor | None
+    ) -> None:
+        """Parts are codes and scales, stacked by rows."""
+        rows = [(c.data_ptr(), 0 if s is None else s.data_ptr(), len(c)) for c, s in parts]
+        bias = 0 if bias_N is None else bias_N.data_ptr()
+        self.matrix = native.Matrix(form, width, rows, bias)
+        self.width, self.num_rows, self.bias = width, sum(len(c) for c, _ in parts), bias_N
+        self.most = FEW_ROWS[form] * width
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether this product is bound by reading the weight, and x one that the kernel takes."""
+        return x.numel() <= self.most and kernels_for(x) is not None and x.is_contiguous()
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x @ weight.T + bias. Needs `takes`."""
+        y = x.new_empty(*x.shape[:-1], self.num_rows)
+        self.matrix.multiply(x.data_ptr(), y.data_ptr(), x.numel() // self.width, False)
+        return y
+
+    def multiply_unrounded(self, x: Tensor) -> Tensor:
+        """The same in float32, for a weight without bias."""
+        y = x.new_empty(*x.shape[:-1], self.num_rows, dtype=torch.float32)
+        self.matrix.multiply(x.data_ptr(), y.data_ptr(), x.numel() // self.width, True)
+        return y
+
+    def multiply_widened(self, x: Tensor) -> Tensor:
+        """The same for many rows of x and int4: a run of the weight's rows at a time as bfloat16."""
+        flat = x.reshape(-1, self.width)
+        y = x.new_empty(len(flat), self.num_rows)
+        step = max(1, WIDEN // self.width)
+        room = x.new_empty(min(step, self.num_rows), self.width)
+        for at in range(0, self.num_rows, step):
+            count = min(step, self.num_rows - at)
+            self.matrix.dequantize(at, count, room.data_ptr())
+            bias = None if self.bias is None else self.bias[at : at + count]
+            y[:, at : at + count] = F.linear(flat, room[:count], bias)
+        return y.reshape(*x.shape[:-1], -1)
+
+
+def kernel_matrix(
+    form: Form, parts: Sequence[tuple[Tensor, Tensor | None]], width: int, bias_N: Tensor | None
+) -> KernelMatrix | None:
+    """The weight for the kernels, or None where they cannot be used."""
+    floats = [t for part in parts for t in part if t is not None and t.is_floating_point()]
+    fits = all(t.dtype == torch.bfloat16 for t in (*floats, *([] if bias_N is None else [bias_N])))
+    if not has_kernels() or parts[0][0].device.type != "cpu" or not fits:
+        return None
+    return KernelMatrix(form, width, parts, bias_N)
+
+
+def dense_linear(x: Tensor, parts_ND: Sequence[Tensor], bias_N: Tensor | None) -> Tensor:
+    """x @ weight.T + bias, the weight in one or several parts stacked by rows."""
+    if len(parts_ND) == 1:
+        return F.linear(x, parts_ND[0], bias_N)
+    biases = (
+        [None] * len(parts_ND)
+        if bias_N is None
+        else bias_N.split_with_sizes([len(part) for part in parts_ND])
     )
-
-
-def pack(weight_ND: Tensor) -> Tensor:
-    """The weight in oneDNN's blocked layout: opaque, of the same size. Needs `can_pack`."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_ND, None)
-    return packed
-
-
-def packed_linear(x: Tensor, packed: Tensor, bias_N: Tensor | None) -> Tensor:
-    """dense_linear with a weight that `pack` has laid out."""
-    if not use_fast():
-        return F.linear(x, packed.to_dense(), bias_N)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias_N, "none", [], "")
-    return out
+    return torch.cat([F.linear(x, part, b) for part, b in zip(parts_ND, biases, strict=True)], dim=-1)
 
 
 def int8_linear_reference(x: Tensor, codes_ND: Tensor, scale_N: Tensor) -> Tensor:
@@ -68,24 +114,37 @@ def int8_linear(x: Tensor, codes_ND: Tensor, scale_N: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], -1)
 
 
-def int4_dequantize(codes_ND: Tensor, scale_zero_GN2: Tensor) -> Tensor:
-    """(N, D) codes 0..15 and (G, N, 2) scale and zero to float32 (N, D)."""
+def int4_join(codes_ND: Tensor) -> Tensor:
+    """Codes 0..15 (N, D) two to a byte, (N, D / 2)."""
     N, D = codes_ND.shape
-    G = scale_zero_GN2.shape[0]
-    scale, zero = scale_zero_GN2.float().permute(2, 1, 0).unbind(0)  # (N, G) each
-    grouped = codes_ND.reshape(N, G, D // G).float() - 8
+    halves = codes_ND.reshape(N, D // GROUP, 2, GROUP // 2)
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(N, D // 2)
+
+
+def int4_split(bytes_ND: Tensor) -> Tensor:
+    """What `int4_join` joined."""
+    N, half = bytes_ND.shape
+    groups = bytes_ND.reshape(N, -1, GROUP // 2)
+    return torch.cat((groups & 15, groups >> 4), dim=2).reshape(N, 2 * half)
+
+
+def int4_dequantize(codes_ND: Tensor, scale_zero_NG2: Tensor) -> Tensor:
+    """(N, D) codes 0..15 and (N, G, 2) scale and zero to float32 (N, D)."""
+    N, D = codes_ND.shape
+    scale, zero = scale_zero_NG2.float().unbind(2)  # (N, G) each
+    grouped = codes_ND.reshape(N, D // GROUP, GROUP).float() - 8
     return (grouped * scale[..., None] + zero[..., None]).reshape(N, D)
 
 
-def int4_linear_reference(x: Tensor, codes_ND: Tensor, scale_zero_GN2: Tensor) -> Tensor:
+def int4_linear_reference(x: Tensor, codes_ND: Tensor, scale_zero_NG2: Tensor) -> Tensor:
     """Defines the answer: dequantise in float32, multiply in float32, round once to x's type."""
-    return (x.float() @ int4_dequantize(codes_ND, scale_zero_GN2).T).to(x.dtype)
+    return (x.float() @ int4_dequantize(codes_ND, scale_zero_NG2).T).to(x.dtype)
 
 
 def can_pack_int4(num_rows: int, width: int, device: torch.device) -> bool:
-    """Whether PyTorch's int4 product takes a weight of this shape here."""
+    """Whether PyTorch's int4 product is what runs here, and takes a weight of this shape."""
     fits = num_rows % INT4_ROW_MULTIPLE == 0 and width % GROUP == 0
-    return use_fast() and device.type == "cpu" and fits
+    return use_fast() and not has_kernels() and device.type == "cpu" and fits
 
 
 def pack_int4(codes_ND: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 import torch
 from torch import Tensor
 
-from paragone.ops.choose import use_fast
+from paragone.ops.choose import kernels_for, use_fast
+from paragone.ops.norm import heads_are_runs
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -16,11 +17,18 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-x2, x1), dim=-1) * sin
 
 
-def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """As the reference, in place; `sin` carries rot's sign in its first half, so the rotation is one roll."""
-    half = x.shape[-1] // 2
-    if use_fast():
-        turned = x.roll(half, -1).mul_(sin)
-        x.mul_(cos).add_(turned)
+def rotate_(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """As the reference, in place, on x (B, T, H, E) with cos and sin (B or 1, T, 1, E); `sin` carries rot's
+    sign in its first half, so the rotation is one roll."""
+    B, T, H, E = x_BTHE.shape
+    kernels = kernels_for(x_BTHE)
+    if kernels is not None and heads_are_runs(x_BTHE):
+        positions = cos.shape[0] * cos.shape[1]
+        where = x_BTHE.data_ptr(), cos.data_ptr(), sin.data_ptr()
+        kernels.rotate(*where, B * T, H, E, x_BTHE.stride(1), positions)
+    elif use_fast():
+        turned = x_BTHE.roll(E // 2, -1).mul_(sin)
+        x_BTHE.mul_(cos).add_(turned)
     else:
-        x.copy_(rotate_reference(x, cos, torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)))
+        unsigned = torch.cat((-sin[..., : E // 2], sin[..., E // 2 :]), dim=-1)
+        x_BTHE.copy_(rotate_reference(x_BTHE, cos, unsigned))

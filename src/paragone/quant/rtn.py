@@ -7,7 +7,7 @@ products use is what the error was minimised for.
 import torch
 from torch import Tensor
 
-from paragone.ops.linear import GROUP
+from paragone.ops.linear import GROUP, int4_join
 
 
 def quantize_int8(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,8 @@ def quantize_int8(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_int4(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Float rows to codes 0..15 (N, D) uint8 and (G, N, 2) bfloat16: weight = (code - 8) * scale + zero."""
+    """Float rows to codes (N, D / 2), two to a byte, and (N, G, 2) bfloat16 scale and zero:
+    weight = (code - 8) * scale + zero."""
     N, D = rows_ND.shape
     groups = rows_ND.float().reshape(N, D // GROUP, GROUP)
     low, high = groups.aminmax(dim=2)
@@ -27,4 +28,4 @@ def quantize_int4(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
     zero = (low + 8 * scale.float()).bfloat16()
     codes = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round() + 8
     codes = codes.clamp(0, 15).to(torch.uint8).reshape(N, D)
-    return codes, torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous()
+    return int4_join(codes), torch.stack((scale, zero), dim=-1)

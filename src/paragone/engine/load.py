@@ -1,0 +1,86 @@
+"""Loads a model, doing what needs no torch while torch's libraries are being mapped.
+
+Nothing here imports torch at the top: its import is most of the time until the first token.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paragone import collector_paused
+from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from paragone.engine.resources import available_memory_bytes
+from paragone.errors import NotEnoughMemory, UsageError
+from paragone.model.families import spec_of
+from paragone.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+
+if TYPE_CHECKING:
+    from paragone.engine.model import Model
+    from paragone.model.load import Precision
+
+
+def load_model(
+    path: Path,
+    name: str,
+    precision: "Precision" = "bf16",
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> "Model":
+    """Loads the model at a path. The tokenizer is read first: it is cheap and may fail."""
+    checkpoint = open_checkpoint(path)
+    map_torch()
+    tokenizer = load_tokenizer(checkpoint)
+    with collector_paused():
+        from paragone.engine.model import Model
+        from paragone.model.load import PRECISIONS, estimate_bytes, load_decoder
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
+    check_device(device)
+    need = estimate_bytes(spec_of(checkpoint), precision)
+    if device == "cpu" and need > (have := available_memory_bytes()):
+        raise NotEnoughMemory(
+            f"{name} at {precision} needs about {need / 1e9:.1f} GB for its weights, "
+            f"{have / 1e9:.1f} GB are available: take a lower precision or a smaller model"
+        )
+    decoder = load_decoder(checkpoint, precision, device, progress)
+    return Model(name, path, precision, checkpoint, decoder, tokenizer)
+
+
+def map_torch() -> None:
+    """Begins to map torch's libraries, half a gigabyte, on a thread of their own, so that importing torch
+    finds them there. Where they are not as expected, the import does it all."""
+    if "torch" in sys.modules or not sys.platform.startswith("linux"):
+        return
+    found = importlib.util.find_spec("torch")
+    for folder in (found and found.submodule_search_locations) or ():
+        threading.Thread(target=_map, args=(Path(folder) / "lib" / "libtorch_python.so",)).start()
+
+
+def _map(library: Path) -> None:
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(str(library))
+
+
+def check_device(device: str) -> None:
+    """Raises UsageError for a device that torch does not know or that is not here."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as err:
+        reason = str(err).splitlines()[0][:120]
+        raise UsageError(f"device {device!r} cannot be used: {reason}") from None
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer that belongs to a checkpoint."""
+    if checkpoint.dialect == "gguf":
+        return tokenizer_from_gguf(checkpoint.config, checkpoint.path)
+    value = checkpoint.config.get("eos_token_id")
+    ids = value if isinstance(value, list) else [value]
+    return tokenizer_from_folder(checkpoint.path, [i for i in ids if isinstance(i, int)])

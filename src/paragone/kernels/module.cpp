@@ -1,0 +1,227 @@
+// The binding: picks the best instruction level that the processor has, spreads operations over threads, and
+// takes addresses from Python. Callers (ops/) check shapes, types and layouts; nothing is checked here.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include <nanobind/stl/tuple.h>
+
+#include "table.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace nb = nanobind;
+
+namespace {
+
+const Kernels* choose() {
+    const char* wanted = std::getenv("PARAGONE_KERNELS");
+    std::vector<const Kernels*> here;
+#if defined(PARAGONE_X86)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512cd"))
+        here.push_back(&KERNELS_AVX512);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) here.push_back(&KERNELS_AVX2);
+#endif
+    here.push_back(&KERNELS_BASE);
+    if (wanted && *wanted)
+        for (const Kernels* level : here)
+            if (!std::strcmp(level->name, wanted)) return level;
+    return here.front();
+}
+
+const Kernels& best = *choose();
+
+// Runs task(i) for i in [0, count), on several threads where the work, in bytes that are touched, is worth it.
+template <class Task> void parallel(long count, long bytes, Task task) {
+#if defined(_OPENMP)
+#pragma omp parallel for schedule(static) if (count > 1 && bytes > 16384)
+#endif
+    for (long i = 0; i < count; i++) task(i);
+}
+
+long threads() {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+// A weight matrix (N, D) whose rows lie in one or several places.
+class Matrix {
+  public:
+    using Part = std::tuple<uintptr_t, uintptr_t, long>;  // codes, scales, rows
+
+    Matrix(const std::string& format, long D, const std::vector<Part>& parts, uintptr_t bias)
+        : format_(format == "bf16" ? Format::bf16 : format == "int8" ? Format::int8 : Format::int4),
+          D_(D), N_(0), bias_((const uint16_t*)bias) {
+        for (auto [codes, scales, rows] : parts) {
+            parts_.push_back({{(const uint8_t*)codes, (const uint16_t*)scales}, N_, rows});
+            N_ += rows;
+        }
+    }
+
+    // y (M, N) = x (M, D) . weight + bias; x is bfloat16, y too or, unrounded and without bias, float.
+    void multiply(uintptr_t x_at, uintptr_t y_at, long M, bool wide_y) const {
+        const uint16_t* x = (const uint16_t*)x_at;
+        long G = format_ == Format::int4 ? D_ / GROUP : 0;
+        thread_local std::vector<float> room;
+        room.resize(M * (D_ + G + N_));
+        float *wide = room.data(), *sums = wide + M * D_, *out = wide_y ? (float*)y_at : sums + M * G;
+        best.widen(x, wide, M * D_);
+        for (long g = 0; g < M * G; g++) {
+            float total = 0;
+            for (long i = 0; i < GROUP; i++) total += wide[g * GROUP + i];
+            sums[g] = total;
+        }
+        long workers = threads();
+        parallel(workers, N_ * D_, [&](long worker) {
+            // Whole blocks of 16 rows each, so that no two threads write to one line of the cache.
+            long blocks = (N_ + 15) / 16;
+            long first = std::min(N_, blocks * worker / workers * 16);
+            long last = std::min(N_, blocks * (worker + 1) / workers * 16);
+            for (const Stack& part : parts_) {
+                long a = std::max(first, part.first), b = std::min(last, part.first + part.rows);
+                if (a < b)
+                    best.linear(format_, from(part.rows_, a - part.first), b - a, D_, wide, sums, out + a, M, N_);
+            }
+            for (long m = 0; m < M && !wide_y; m++)
+                best.narrow(out + m * N_ + first, bias_ ? bias_ + first : nullptr,
+                            (uint16_t*)y_at + m * N_ + first, last - first);
+        });
+    }
+
+    // Rows [first, first + count) of an int4 matrix as bfloat16, for products with many tokens.
+    void dequantize(long first, long count, uintptr_t to_at) const {
+        uint16_t* to = (uint16_t*)to_at;
+        long workers = threads();
+        parallel(workers, count * D_, [&](long worker) {
+            long begin = first + count * worker / workers, end = first + count * (worker + 1) / workers;
+            for (const Stack& part : parts_) {
+                long a = std::max(begin, part.first), b = std::min(end, part.first + part.rows);
+                if (a < b)
+                    best.dequantize(from(part.rows_, a - part.first), b - a, D_, to + (a - first) * D_);
+            }
+        });
+    }
+
+  private:
+    struct Stack {
+        Rows rows_;
+        long first, rows;
+    };
+
+    Rows from(Rows rows, long n) const {
+        long width = format_ == Format::bf16 ? 2 * D_ : format_ == Format::int8 ? D_ : D_ / 2;
+        long scales = format_ == Format::int4 ? D_ / GROUP * 2 : 1;
+        return {rows.codes + n * width, rows.scales + n * scales};
+    }
+
+    Format format_;
+    long D_, N_;
+    const uint16_t* bias_;
+    std::vector<Stack> parts_;
+};
+
+// x (tokens, heads, D) with a stride between tokens; the weight is (D), or (heads, D) where `per_head`.
+void rms_norm(uintptr_t x, uintptr_t y, uintptr_t weight, bool wide, float eps, long tokens, long heads, long D,
+              long x_stride, long y_stride, bool per_head) {
+    parallel(tokens, tokens * heads * D * 2, [&](long t) {
+        for (long h = 0; h < heads; h++) {
+            long at = per_head ? h * D : 0;
+            best.rms_norm((const uint16_t*)x + t * x_stride + h * D, wide ? (const float*)weight + at : nullptr,
+                          wide ? nullptr : (const uint16_t*)weight + at, eps, D,
+                          (uint16_t*)y + t * y_stride + h * D);
+        }
+    });
+}
+
+// x (tokens, heads, E) in place with a stride between tokens; cos and sin (positions, E), positions <= tokens.
+void rotate(uintptr_t x, uintptr_t cos, uintptr_t sin, long tokens, long heads, long E, long stride,
+            long positions) {
+    parallel(tokens, tokens * heads * E * 2, [&](long t) {
+        long at = t % positions * E;
+        for (long h = 0; h < heads; h++)
+            best.rotate((uint16_t*)x + t * stride + h * E, (const uint16_t*)cos + at, (const uint16_t*)sin + at, E);
+    });
+}
+
+// gate_up (tokens, 2 I) to (tokens, I).
+void gated(uintptr_t gate_up, uintptr_t y, int activation, long tokens, long I) {
+    parallel(tokens, tokens * I * 6, [&](long t) {
+        const uint16_t* gate = (const uint16_t*)gate_up + t * 2 * I;
+        best.gated(gate, gate + I, activation, I, (uint16_t*)y + t * I);
+    });
+}
+
+// One query token of each of B sequences, q (B, H, E) with a stride between sequences, over slots [0, S);
+// out (B, H, E).
+void decode_attention(uintptr_t q_at, uintptr_t keys, uintptr_t values, uintptr_t out_at, float scale, long B,
+                      long H, long K, long E, long S, long q_stride, long sequence_stride, long head_stride) {
+    const long RUN = 256;  // slots that one task looks at
+    long group = H / K, runs = (S + RUN - 1) / RUN, tasks = B * K * runs;
+    long each = group * (E + RUN + E + 2);
+    thread_local std::vector<float> room;
+    room.resize(tasks * each);
+    float* base = room.data();
+    parallel(tasks, B * K * S * E * 4, [&](long task) {
+        long run = task % runs, k = task / runs % K, b = task / runs / K;
+        float *query = base + task * each, *sums = query + group * E, *largest = sums + group * E;
+        float *total = largest + group, *scores = total + group;
+        const uint16_t* q = (const uint16_t*)q_at + b * q_stride + k * group * E;
+        best.widen(q, query, group * E);
+        for (long i = 0; i < group * E; i++) query[i] *= scale;
+        long at = b * sequence_stride + k * head_stride + run * RUN * E;
+        best.attend(query, group, (const uint16_t*)keys + at, (const uint16_t*)values + at,
+                    std::min(RUN, S - run * RUN), E, scores, sums, largest, total);
+    });
+    for (long head = 0; head < B * K; head++) {
+        for (long h = 0; h < group; h++) {
+            float *first = base + head * runs * each, top = first[2 * group * E + h];
+            for (long run = 1; run < runs; run++) top = std::max(top, first[run * each + 2 * group * E + h]);
+            float whole = 0, *sums = first + h * E;  // the query's place is free now
+            for (long run = 0; run < runs; run++) {
+                const float* part = first + run * each;
+                float share = std::exp(part[2 * group * E + h] - top);
+                whole += share * part[2 * group * E + group + h];
+                for (long e = 0; e < E; e++)
+                    sums[e] = (run ? sums[e] : 0.0f) + share * part[(group + h) * E + e];
+            }
+            for (long e = 0; e < E; e++) sums[e] /= whole;
+            best.narrow(sums, nullptr, (uint16_t*)out_at + (head * group + h) * E, E);
+        }
+    }
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // a model that lives as long as the process is not a leak
+    m.attr("level") = best.name;
+    m.attr("has_threads") =
+#if defined(_OPENMP)
+        true;
+#else
+        false;
+#endif
+    nb::class_<Matrix>(m, "Matrix")
+        .def(nb::init<const std::string&, long, const std::vector<Matrix::Part>&, uintptr_t>())
+        .def("multiply", &Matrix::multiply)
+        .def("dequantize", &Matrix::dequantize);
+    m.def("rms_norm", &rms_norm);
+    m.def("rotate", &rotate);
+    m.def("gated", &gated);
+    m.def("decode_attention", &decode_attention);
+}

@@ -1,0 +1,117 @@
+// Vectors of the widest registers that this file is compiled for, and the number formats that they load.
+//
+// GCC's and Clang's vector types: one source becomes AVX-512, AVX2, SSE or NEON by compiler flags alone.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#define PARAGONE_LANES 16
+#elif defined(__AVX2__)
+#define PARAGONE_LANES 8
+#else
+#define PARAGONE_LANES 4
+#endif
+#define PARAGONE_INLINE static inline __attribute__((always_inline))
+
+namespace PARAGONE_LEVEL {
+
+constexpr long W = PARAGONE_LANES;
+typedef float VF __attribute__((vector_size(W * 4)));
+typedef int32_t VI __attribute__((vector_size(W * 4)));
+typedef uint32_t VU __attribute__((vector_size(W * 4)));
+typedef uint16_t VH __attribute__((vector_size(W * 2)));
+typedef int16_t VS __attribute__((vector_size(W * 2)));
+typedef int8_t VB __attribute__((vector_size(W)));
+typedef uint8_t VC __attribute__((vector_size(W)));
+
+PARAGONE_INLINE VF splat(float x) { return x - VF{}; }
+
+PARAGONE_INLINE VF load(const float* p) {
+    VF v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+PARAGONE_INLINE void store(float* p, VF v) { std::memcpy(p, &v, sizeof v); }
+
+// bfloat16 is the upper half of a float.
+PARAGONE_INLINE VF load(const uint16_t* p) {
+    VH h;
+    std::memcpy(&h, p, sizeof h);
+    return (VF)(__builtin_convertvector(h, VU) << 16);
+}
+
+PARAGONE_INLINE float widen(uint16_t h) {
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+
+// To the nearest bfloat16, ties to even, as PyTorch rounds; what is not a number stays so.
+PARAGONE_INLINE uint16_t narrow(float f) {
+    uint32_t u;
+    std::memcpy(&u, &f, 4);
+    return f != f ? 0x7fc0 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+}
+
+PARAGONE_INLINE void store(uint16_t* p, VF v) {
+    VU u = (VU)v;
+    VU rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    VU quiet = (VU)(v != v);
+    rounded = (rounded & ~quiet) | (quiet & 0x7fc0);
+    VH h = __builtin_convertvector(rounded, VH);
+    std::memcpy(p, &h, sizeof h);
+}
+
+PARAGONE_INLINE VF load(const int8_t* p) {
+    VB b;
+    std::memcpy(&b, p, sizeof b);
+    // One step at a time: compilers make single instructions of doublings only.
+    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, VS), VI), VF);
+}
+
+PARAGONE_INLINE VI load_bytes(const uint8_t* p) {
+    VC b;
+    std::memcpy(&b, p, sizeof b);
+    return (VI)__builtin_convertvector(__builtin_convertvector(b, VH), VU);
+}
+
+PARAGONE_INLINE float sum(VF v) {
+#if PARAGONE_LANES == 16
+    v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+#elif PARAGONE_LANES == 8
+    v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+#endif
+    return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+PARAGONE_INLINE VF select(VI mask, VF a, VF b) { return (VF)(((VI)a & mask) | ((VI)b & ~mask)); }
+
+PARAGONE_INLINE VF larger(VF a, VF b) { return select((VI)(a > b), a, b); }
+
+// e^x to about one unit in the last place of float: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2]
+// (Cephes, expf). Below -87 it is zero, above 88 it is clamped.
+PARAGONE_INLINE VF exp(VF x) {
+    VI tiny = (VI)(x < -87.0f);
+    x = larger(x, splat(-87.0f));
+    x = -larger(-x, splat(-88.0f));
+    VF shifted = x * 1.44269504088896341f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
+    VI k = (VI)shifted - 0x4b400000;
+    VF n = shifted - 12582912.0f;
+    x = x - n * 0.693359375f + n * 2.12194440e-4f;
+    VF y = splat(1.9875691500e-4f);
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * x * x + x + 1.0f;
+    VF power = (VF)((k + 127) << 23);
+    return select(tiny, VF{}, y * power);
+}
+
+}  // namespace PARAGONE_LEVEL
