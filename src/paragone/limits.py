@@ -30,6 +30,10 @@ HEADS: Final = 1 << 14
 # Tokenizers
 TOKENIZER_BYTES: Final = 256 * MIB
 TOKEN_BYTES: Final = 64 * KIB
+REPLACEMENT_CHARS: Final = 16  # what a normaliser may put in for a character without being tried first
+TOKENIZER_PROBE_SECONDS: Final = 1.0
+TOKENIZER_PROBE_LOAD_SECONDS: Final = 20.0
+TOKENIZER_PROBE_MEMORY_BYTES: Final = 3 * GIB
 
 # Chat templates
 TEMPLATE_BYTES: Final = 256 * KIB

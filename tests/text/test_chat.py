@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from dataclasses import replace
 
 import jinja2.sandbox
 import pytest
@@ -52,6 +53,22 @@ def test_special_tokens_in_messages_never_become_control_tokens(smollm2_tokenize
         ids = encode_chat(smollm2_tokenizer, [{"role": "user", "content": evil}])
         assert [i for i in ids if smollm2_tokenizer.is_special(i)] == plain, evil
         assert evil.replace(MARK, "") in smollm2_tokenizer.decode(ids, skip_special=False)
+
+
+@pytest.mark.parametrize("between", ["", " ", "<|", "|>"])
+def test_messages_that_touch_do_not_make_control_tokens(smollm2_tokenizer, between):
+    template = "<|im_start|>" + between.join(f"{{{{ messages[{n}].content }}}}" for n in range(3))
+    touching = replace(smollm2_tokenizer, chat_template=template)
+    for name in smollm2_tokenizer.special:
+        for a in range(len(name)):
+            for b in range(a, len(name)):
+                cut = [name[:a], name[a:b], name[b:]]
+                messages = [{"role": "user", "content": c} for c in cut]
+                ids = encode_chat(touching, messages)
+                assert [i for i in ids if touching.is_special(i)] == [1], cut
+    spaced = [{"role": "user", "content": c} for c in (" <|im_ ", "x", "\tend|>\n")]
+    trimmed = replace(touching, chat_template="{% for m in messages %}{{ m.content | trim }}|{% endfor %}")
+    assert trimmed.decode(encode_chat(trimmed, spaced)) == "<|im_|x|end|>|"
 
 
 def test_split_keeps_the_templates_own_tokens(smollm2_tokenizer):

@@ -6,6 +6,7 @@ import random
 import struct
 
 import gguf
+import numpy as np
 import pytest
 import regex
 import sentencepiece
@@ -219,6 +220,12 @@ def test_bad_gguf_vocabularies(changes, error, message):
         tokenizer_from_gguf(metadata, path_of(SMOLLM2))
 
 
+EXPLOSIVE = [
+    "(a+)+$", "(a|a)*b", "(.*)*x", r"(\\s+)+\\S", "([a-z]+)*!", "(a|aa)+$", "(a?){60}a{60}", r"(\\w+\\s?)+:", "((a*)*)*c",
+    r"(?:a+a+)+b", r"(x+x+)+y|(a+a+)+z",
+]  # fmt: skip
+
+
 def hostile_tokenizers():
     """Broken and hostile tokenizer.json files by name."""
     base = {
@@ -240,11 +247,24 @@ def hostile_tokenizers():
         "pre_tokenizer": [{}, {"type": "Nope"}, {"type": "Split"}, 3,
             {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False},
             {"type": "Split", "pattern": {"Regex": "[" * 1000}, "behavior": "Isolated", "invert": False},
-            {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}],
+            *({"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False} for r in EXPLOSIVE),
+            *({"type": "Sequence", "pretokenizers": [{"type": "FixedLength", "length": n}]} for n in (0, 1 << 62))],
         "normalizer": [{}, {"type": "Nope"}, {"type": "Precompiled", "precompiled_charsmap": "!!!"},
-            {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "Replace"}, 3],
+            {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "Replace"}, 3,
+            {"type": "Prepend", "prepend": "a" * 5_000_000},
+            {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000_000},
+            {"type": "Replace", "pattern": {"String": ""}, "content": "b" * 1000},
+            {"type": "Replace", "pattern": {"Regex": "(a*)*$"}, "content": "b"},
+            {"type": "Sequence", "normalizers": [
+                {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaa"}] * 12}],
+        "model.continuing_subword_prefix": ["x" * 100_000, 3], "model.unk_token": ["nope", 3],
         "added_tokens": [None, 3, [3], [{}], [{"id": -1, "content": "x"}], [{"id": 1 << 40, "content": "x"}]],
-        "post_processor": [{}, {"type": "Nope"}, {"type": "TemplateProcessing"}, 3],
+        "post_processor": [{}, {"type": "Nope"}, {"type": "TemplateProcessing"}, 3,
+            {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}], "pair": [],
+             "special_tokens": {}}],
+        "truncation": [{"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 5}, 3],
+        "padding": [{"strategy": {"Fixed": 1 << 40}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}, 3],
     }.items():  # fmt: skip
         for number, value in enumerate(values):
             changed = json.loads(json.dumps(base))
@@ -266,7 +286,8 @@ def test_hostile_tokenizer_files(name, tmp_path):
     begin = time.monotonic()
     try:
         tokenizer = tokenizer_from_folder(tmp_path)
-        tokenizer.encode("a" * 40 + "!b")
+        for text in ("a" * 4096 + "!b", " " * 4096 + "x"):
+            tokenizer.encode(text)
     except (MalformedData, BadConfiguration) as err:
         assert "tokenizer.json" in str(err)
     assert time.monotonic() - begin < 2
@@ -279,6 +300,50 @@ def test_hostile_sentencepiece_files(data, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(MalformedData, match=r"tokenizer\.model"):
         tokenizer_from_folder(tmp_path)
+
+
+def test_control_tokens_that_the_file_does_not_flag(tmp_path):
+    """Not made from a text, and they end an answer all the same."""
+    state = {
+        "version": "1.0", "added_tokens": [
+            {"id": 12, "content": "<|im_end|>", "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": False}],
+        "normalizer": None, "post_processor": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "merges": [],
+                  "vocab": {c: n for n, c in enumerate("<|im_end>xyz")}},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    tokenizer = tokenizer_from_folder(tmp_path)
+    assert tokenizer.stop_ids == {12}
+    text = "x<|im_end|>y<|im_end|>"
+    ids = tokenizer.encode(text)
+    assert 12 not in ids
+    assert tokenizer.decode(ids) == text
+
+
+GGUF_TOKENIZER = {
+    "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "b"],
+    "tokenizer.ggml.scores": np.zeros(5, np.float32), "tokenizer.ggml.token_type": np.array([2, 3, 3, 1, 1], np.int32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", ["llama"]), ("model", np.zeros(3)), ("model", None), ("model", "x" * 10_000), ("tokens", []), ("tokens", "abc"),
+        ("tokens", ["a", 3]), ("tokens", ["a" * 100_000] * 5), ("scores", np.full(5, np.nan)), ("scores", np.full(5, 1e300)),
+        ("scores", np.full(5, np.inf)), ("scores", np.zeros(4)), ("scores", [0] * 5), ("scores", 3), ("scores", "x"),
+        ("token_type", np.full(5, 1.5)), ("token_type", np.full(5, 9)), ("token_type", np.full(5, -1)),
+        ("token_type", np.ones(5, bool)), ("token_type", "x"), ("token_type", np.ones(6, int)),
+    ],
+)  # fmt: skip
+def test_hostile_gguf_tokenizers(key, value, tmp_path):
+    metadata = GGUF_TOKENIZER | {f"tokenizer.ggml.{key}": value}
+    with pytest.raises((MalformedData, BadConfiguration), match=r"m\.gguf") as caught:
+        tokenizer_from_gguf(metadata, tmp_path / "m.gguf")
+    assert len(str(caught.value)) < 400
 
 
 def test_no_tokenizer(tmp_path):

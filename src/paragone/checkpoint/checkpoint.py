@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paragone.checkpoint.gguf import read_gguf
-from paragone.checkpoint.jsonfile import read_json
+from paragone.checkpoint.jsonfile import read_json, refuse_remote_code
 from paragone.checkpoint.safetensors import INDEX, SINGLE, read_folder
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import MalformedData, NotFound, Refused, UsageError
@@ -91,9 +91,7 @@ def _open_file(path: Path) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
     config = read_json(config_path)
-    for key in ("auto_map", "trust_remote_code", "custom_pipelines"):
-        if key in config:
-            raise Refused(f"{config_path}: config.json asks for remote code ({key}); it is never run")
+    refuse_remote_code(config, config_path)
     if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() in PICKLES:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from paragone import limits
-from paragone.errors import MalformedData, NotFound
+from paragone.errors import MalformedData, NotFound, Refused
+
+REMOTE_CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
 
 
 def read_json(path: Path, max_bytes: int = limits.CONFIG_BYTES) -> dict[str, Any]:
@@ -61,3 +63,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"key {name[:80]!r} is there twice")
             seen.add(name)
     return out
+
+
+def refuse_remote_code(value: Any, path: Path) -> None:
+    """Raises Refused where a configuration, at any depth, asks for code from its repository."""
+    if isinstance(value, dict):
+        for key in REMOTE_CODE:
+            if key in value:
+                raise Refused(f"{path}: {path.name} asks for remote code ({key}); it is never run")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        refuse_remote_code(item, path)

@@ -5,15 +5,19 @@ which a model is put together); `tokenizers` runs tokenizer.json and GGUF's "gpt
 special tokens spelled in a text as plain text.
 """
 
+import contextlib
 import json
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from paragone import limits
-from paragone.errors import MalformedData
+from paragone.errors import MalformedData, ParagoneError
+from paragone.text.control import is_control
 from paragone.text.pretokenizers import build_pretokenizer
+from paragone.text.probe import is_harmless, probe
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"  # how SentencePiece writes a space
@@ -55,14 +59,16 @@ class SentencePieceBackend:
     def token_bytes(self, token_id: int) -> bytes:
         model = self._model
         piece = model.id_to_piece(token_id)
-        if model.is_byte(token_id):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE, " ").encode()
+        return _byte_piece(piece) if model.is_byte(token_id) else piece.replace(SPACE, " ").encode()
 
     def control_tokens(self) -> dict[str, int]:
         """Spelling to id of the control tokens."""
         model = self._model
-        return {model.id_to_piece(i): i for i in range(self.size) if model.is_control(i)}
+        return {
+            piece: i
+            for i, piece in enumerate(model.id_to_piece(list(range(self.size))))
+            if model.is_control(i) or is_control(piece)
+        }
 
 
 def sentencepiece_model(
@@ -108,13 +114,17 @@ class TokenizersBackend:
 
     def __init__(self, tokenizer: Any, byte_level: bool, source: Path) -> None:
         self._source = source
-        tokenizer.encode_special_tokens = True  # special tokens spelled in a text stay text
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         self._tokenizer, self._byte_level = tokenizer, byte_level
-        self.size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        self._added = dict(tokenizer.get_added_tokens_decoder())
-        self._continues = None if byte_level else _without_first_space(tokenizer)
+        with _rust_errors(source, "not a usable tokenizer"):
+            tokenizer.encode_special_tokens = True  # special tokens spelled in a text stay text
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            self._added = dict(tokenizer.get_added_tokens_decoder())
+            count: int = tokenizer.get_vocab_size(with_added_tokens=True)
+            self.size = max(
+                count, 1 + max(self._added, default=0)
+            )  # ids may have holes before the added ones
+            self._continues = None if byte_level else _without_first_space(tokenizer)
         self.adds_space = not byte_level and self.token_bytes_of("a")[:1] == b" "
 
     @classmethod
@@ -124,13 +134,12 @@ class TokenizersBackend:
 
         if path.stat().st_size > limits.TOKENIZER_BYTES:
             raise MalformedData(f"{path}: larger than {limits.TOKENIZER_BYTES} bytes")
-        try:
+        with _rust_errors(path, "not a tokenizer"):
             tokenizer = Tokenizer.from_file(str(path))
             decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
-        except BaseException as err:  # the library is Rust, and its panics derive from BaseException
-            if isinstance(err, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise MalformedData(f"{path}: not a tokenizer: {_one_line(err)}") from None
+            steps = [part.__getstate__() for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part]
+        if not all(is_harmless(json.loads(step)) for step in steps):
+            probe(path)
         kinds = {decoder.get("type")} | {d.get("type") for d in decoder.get("decoders", [])}
         if not kinds & {"ByteLevel", "ByteFallback"}:
             known = "byte-level BPE and SentencePiece-like BPE are"
@@ -151,7 +160,7 @@ class TokenizersBackend:
         for merge in merges:
             left, _, right = merge[1:].partition(" ")  # the first character may itself be a space
             pairs.append((merge[:1] + left, right))
-        try:
+        with _rust_errors(source, "the vocabulary is not usable"):
             vocabulary = {token: i for i, token in reversed(list(enumerate(tokens)))}
             model = models.BPE(vocabulary, pairs, ignore_merges=pretokenizer.ignore_merges)
             tokenizer = Tokenizer(model)
@@ -162,20 +171,12 @@ class TokenizersBackend:
             for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
                 added = [t for t, k in zip(tokens, types, strict=True) if k == kind and t]
                 tokenizer.add_tokens([AddedToken(t, normalized=False, special=special) for t in added])
-        except BaseException as err:
-            if isinstance(err, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise MalformedData(f"{source}: the vocabulary is not usable: {_one_line(err)}") from None
         return cls(tokenizer, byte_level=True, source=source)
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         tokenizer = self._tokenizer if first or self._continues is None else self._continues
-        try:
+        with _rust_errors(self._source, "cannot cut this text"):  # a regular expression may give up
             return tokenizer.encode(text, add_special_tokens=False).ids  # type: ignore[no-any-return]
-        except BaseException as err:  # a regular expression may give up; Rust's panics are BaseExceptions
-            if isinstance(err, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise MalformedData(f"{self._source}: cannot cut this text: {_one_line(err)}") from None
 
     def token_bytes_of(self, text: str) -> bytes:
         """The bytes that a text's tokens stand for."""
@@ -190,13 +191,11 @@ class TokenizersBackend:
         if self._byte_level:
             table = _byte_of_character()
             return b"".join(bytes((table[c],)) if c in table else c.encode() for c in piece)
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE, " ").encode()  # type: ignore[no-any-return]
+        return _byte_piece(piece)
 
     def control_tokens(self) -> dict[str, int]:
         """Spelling to id of the special tokens."""
-        return {t.content: i for i, t in self._added.items() if t.special}
+        return {t.content: i for i, t in self._added.items() if t.special or is_control(t.content)}
 
     def serialised(self) -> str:
         """The content of a tokenizer.json that means the same."""
@@ -204,12 +203,20 @@ class TokenizersBackend:
 
     def surroundings(self) -> tuple[list[int], list[int]]:
         """Ids that the file's own post-processor puts before and after a text."""
-        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
-        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+        with _rust_errors(self._source, "its post-processor fails"):
+            plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+            whole = self._tokenizer.encode("a", add_special_tokens=True).ids
         for at in range(len(whole) - len(plain) + 1):
             if whole[at : at + len(plain)] == plain:
                 return whole[:at], whole[at + len(plain) :]
         return [], []
+
+
+def _byte_piece(piece: str) -> bytes:
+    """`<0xE2>` as its byte, any other piece as its text."""
+    if re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace(SPACE, " ").encode()
 
 
 def _without_first_space(tokenizer: Any) -> Any:
@@ -242,5 +249,13 @@ def _byte_of_character() -> dict[str, int]:
     return _BYTES
 
 
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:200] or type(err).__name__
+@contextlib.contextmanager
+def _rust_errors(source: Path, what: str) -> Iterator[None]:
+    """Turns the library's failures into MalformedData. It is Rust: its panics derive from BaseException."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, ParagoneError):
+        raise
+    except BaseException as err:
+        reason = " ".join(str(err).split())[:200] or type(err).__name__
+        raise MalformedData(f"{source}: {what}: {reason}") from None

@@ -64,6 +64,8 @@ def render_chat(
         )
     names = sorted(tokenizer.special, key=len, reverse=True)
     spelled = re.compile("|".join(map(re.escape, names))) if names else None
+    heads = tuple({name[:n] for name in names for n in range(1, len(name))})
+    tails = tuple({name[n:] for name in names for n in range(1, len(name))})
     cleaned = []
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
@@ -72,7 +74,7 @@ def render_chat(
         content = content.replace(MARK, "")
         if spelled:
             content = spelled.sub(lambda m: MARK.join(("", *m[0], "")), content)
-        cleaned.append({"role": role, "content": content})
+        cleaned.append({"role": role, "content": _with_closed_ends(content, tails, heads)})
     values = {
         "messages": cleaned,
         "add_generation_prompt": add_generation_prompt,
@@ -80,6 +82,18 @@ def render_chat(
         "eos_token": tokenizer.special_text(tokenizer.eos_id) or "",
     }
     return RENDERER.render(tokenizer.chat_template, values)
+
+
+def _with_closed_ends(content: str, tails: tuple[str, ...], heads: tuple[str, ...]) -> str:
+    """The content with a mark where its beginning or end, next to another text, could complete the spelling
+    of a special token. Templates often trim, so white space stays outside."""
+    bare = content.strip()
+    if not bare:
+        return content
+    at = content.index(bare)
+    before = MARK if bare.startswith(tails) or content.startswith(tails) else ""
+    after = MARK if bare.endswith(heads) or content.endswith(heads) else ""
+    return content[:at] + before + bare + after + content[at + len(bare) :]
 
 
 def split_special(tokenizer: Tokenizer, rendered: str) -> list[int | str]:

@@ -43,6 +43,7 @@ EXPRESSIONS = {
     "gpt-4o": GPT4O,
     "llama4": GPT4O,
 }
+KNOWN_EXPRESSIONS = frozenset(EXPRESSIONS.values())
 # Names that mean GPT-2's own split; those in DIGITS single out every digit first.
 GPT2 = {"gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais"}
 DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}

@@ -4,13 +4,17 @@ Text is only ever text: special tokens spelled in it are encoded as the characte
 tokens enter by `special` ids or through a chat template.
 """
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paragone import limits
-from paragone.checkpoint.jsonfile import read_json
+from paragone.checkpoint.jsonfile import read_json, refuse_remote_code
 from paragone.errors import BadConfiguration, MalformedData, NotFound, UsageError
 from paragone.text.backends import (
     Backend,
@@ -18,17 +22,7 @@ from paragone.text.backends import (
     TokenizersBackend,
     sentencepiece_model,
 )
-
-# Tokens that end an answer in the families' chat formats, where the vocabulary has them as control tokens.
-END_OF_TURN = (
-    "<|im_end|>",
-    "<end_of_turn>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end|>",
-    "<|endoftext|>",
-    "</s>",
-)
+from paragone.text.control import END_OF_TURN, is_control
 
 
 @dataclass
@@ -61,7 +55,20 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as err:
             raise MalformedData(f"text has half of a surrogate pair (character {err.start})") from None
-        return (self.prefix if prefix else []) + self.backend.encode(text, first=first)
+        ids = self.backend.encode(text, first=first)
+        if not self._special_ids.isdisjoint(ids):
+            ids = self._encode_as_text(text, first)
+        return (self.prefix if prefix else []) + ids
+
+    def _encode_as_text(self, text: str, first: bool) -> list[int]:
+        """For a library that takes control tokens, which the file does not flag, out of the text: it never
+        sees one whole."""
+        names = sorted(filter(None, self.special), key=len, reverse=True)
+        ids: list[int] = []
+        for piece in re.split("(" + "|".join(map(re.escape, names)) + ")", text):
+            for part in (piece[:1], piece[1:]) if piece in self.special else (piece,):
+                ids += self.backend.encode(part, first=first and not ids)
+        return [i for i in ids if i not in self._special_ids]  # a name inside a name
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for. Raises UsageError for an id outside the vocabulary."""
@@ -90,11 +97,13 @@ class Tokenizer:
 def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
     """The tokenizer inside a GGUF file."""
     model = metadata.get("tokenizer.ggml.model")
+    if not isinstance(model, str):
+        raise MalformedData(f"{path}: tokenizer.ggml.model is missing or no text")
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
         raise MalformedData(f"{path}: tokenizer.ggml.tokens is missing or holds no strings")
     types = _numbers(metadata, "token_type", len(tokens), path, default=1)
-    if not all(1 <= t <= 6 for t in types):
+    if not all(type(t) is int and 1 <= t <= 6 for t in types):
         raise MalformedData(f"{path}: tokenizer.ggml.token_type has a kind outside 1 to 6")
     if max(map(len, tokens)) > limits.TOKEN_BYTES:
         raise MalformedData(f"{path}: a token is longer than {limits.TOKEN_BYTES} bytes")
@@ -106,6 +115,8 @@ def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
     backend: Backend
     if model == "llama":
         scores = _numbers(metadata, "scores", len(tokens), path, default=0.0)
+        if not all(math.isfinite(score) and abs(score) < 1e30 for score in scores):
+            raise MalformedData(f"{path}: tokenizer.ggml.scores holds what is no usable number")
         adds_space = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
         unknown = id_of("unknown") or 0
         types = [t if i != unknown or t == 2 else 2 for i, t in enumerate(types)]
@@ -123,8 +134,8 @@ def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
         backend = TokenizersBackend.from_vocabulary(tokens, types, merges, pre, path)
         adds_bos = pre in ("llama-bpe", "llama3", "llama-v3", "tekken")
     else:
-        raise BadConfiguration(f"{path}: tokenizer {model!r} is not supported. Known: gpt2, llama.")
-    special = {t: i for i, t in reversed(list(enumerate(tokens))) if types[i] == 3 and t}
+        raise BadConfiguration(f"{path}: tokenizer {model[:80]!r} is not supported. Known: gpt2, llama.")
+    special = {t: i for i, t in reversed(list(enumerate(tokens))) if t and (types[i] == 3 or is_control(t))}
     bos, eos = id_of("bos"), id_of("eos")
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True
     stops = {i for i in (eos, id_of("eot"), id_of("eom")) if i is not None}
@@ -144,10 +155,7 @@ def tokenizer_from_folder(folder: Path, eos_ids: Iterable[int] = ()) -> Tokenize
     """The tokenizer of a Hugging Face folder: tokenizer.json, or else SentencePiece's tokenizer.model."""
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.exists() else {}
-    if "auto_map" in settings:
-        from paragone.errors import Refused
-
-        raise Refused(f"{settings_file}: asks for remote code (auto_map); it is never run")
+    refuse_remote_code(settings, settings_file)
     backend: Backend
     if (folder / "tokenizer.json").is_file():
         backend = TokenizersBackend.from_file(folder / "tokenizer.json")
@@ -179,7 +187,7 @@ def _numbers(metadata: dict[str, Any], name: str, count: int, path: Path, defaul
     values = metadata.get(f"tokenizer.ggml.{name}")
     if values is None:
         return [default] * count
-    if not hasattr(values, "tolist") or len(values) != count:
+    if not isinstance(values, np.ndarray) or len(values) != count or values.dtype == bool:
         raise MalformedData(f"{path}: tokenizer.ggml.{name} does not have one number for each token")
     return values.tolist()  # type: ignore[no-any-return]
 
@@ -196,7 +204,7 @@ def _generation_stops(folder: Path) -> set[int]:
         return set()
     value = read_json(path).get("eos_token_id") or []
     ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and i >= 0 for i in ids):
+    if not all(type(i) is int and i >= 0 for i in ids):
         raise MalformedData(f"{path}: eos_token_id is neither an id nor a list of ids")
     return set(ids)
 
@@ -207,9 +215,12 @@ def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if path.is_file():
         if path.stat().st_size > limits.TEMPLATE_BYTES:
             raise MalformedData(f"{path}: larger than {limits.TEMPLATE_BYTES} bytes")
-        return path.read_text("utf-8")
+        try:
+            return path.read_text("utf-8")
+        except UnicodeDecodeError as err:
+            raise MalformedData(f"{path}: is not UTF-8: {err.reason} (byte {err.start})") from None
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        defaults = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = defaults[0].get("template") if defaults else None
     return template if isinstance(template, str) else None
