@@ -12,8 +12,11 @@ GIB: Final = 1024 * MIB
 
 # Checkpoints
 SAFETENSORS_HEADER_BYTES: Final = 100_000_000  # the format's own limit
-GGUF_ENTRIES: Final = 1_000_000  # metadata keys, or tensors
-GGUF_STRINGS: Final = 1 << 22  # in one array: each costs memory beyond its bytes
+# Metadata entries cost memory beyond their bytes, so all of a file's are counted together.
+GGUF_KEYS: Final = 1 << 16
+GGUF_TENSORS: Final = 1 << 18
+GGUF_STRINGS: Final = 1 << 22
+GGUF_NESTED_ARRAYS: Final = 1 << 16
 GGUF_ARRAY_DEPTH: Final = 4
 GGUF_DIMENSIONS: Final = 4
 CONFIG_BYTES: Final = 8 * MIB

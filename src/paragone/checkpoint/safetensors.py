@@ -17,11 +17,12 @@ from paragone import limits
 from paragone.checkpoint.gguf_blocks import TYPES
 from paragone.checkpoint.jsonfile import read_json
 from paragone.checkpoint.tensors import MappedFile, StoredTensor
-from paragone.errors import MalformedData, NotFound
+from paragone.errors import MalformedData, NotFound, Refused
 
 DENSE = {t.name: t for t in TYPES if t.unpack is None}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -62,8 +63,10 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
     weight_map = _weight_map(index)
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise MalformedData(f"{index}: {shard!r} is not the name of a safetensors file beside it")
+        if shard.lower().endswith(PICKLES):
+            raise Refused(f"refusing to unpickle {shard[:120]}; only safetensors and GGUF are loaded")
+        if Path(shard).name != shard or not shard.endswith(".safetensors") or len(shard.encode()) > 255:
+            raise MalformedData(f"{index}: {shard[:120]!r} is not the name of a safetensors file beside it")
         if not (folder / shard).is_file():
             raise NotFound(f"{folder / shard}: {INDEX} names this shard, but it is missing: pull again?")
         for name, tensor in read_safetensors(folder / shard).items():

@@ -1,15 +1,16 @@
 """The models on this machine: one folder each, complete or not there at all.
 
-A download goes to `.partial/NAME` and is moved to its place in one step once every file has its size and
-hash; what `manifest.json` lists is what was checked.
+A download goes to `.partial/NAME/SOURCE`, under a lock, and is moved to its place in one step once every file
+has its size and hash; what `manifest.json` lists is what was checked, and nothing else is there.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,41 +92,90 @@ def find_stored(name: str) -> StoredModel | None:
 def remove(name: str) -> int:
     """Deletes a model and what is left of a download of it. Returns the bytes freed."""
     check_name(name)
-    freed = 0
+    found, freed = False, 0
     for folder in (paths.models_dir() / name, partial_dir(name)):
         if folder.is_dir():
+            found = True
             freed += sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
             shutil.rmtree(folder)
-    if not freed:
+    if not found:
         here = ", ".join(m.name for m in stored_models()) or "none"
         raise NotFound(f"no model {name!r} on this machine. Here: {here}.")
     return freed
 
 
-def partial_dir(name: str) -> Path:
-    """Where a download of this name is on its way."""
-    return paths.models_dir() / ".partial" / name
+def partial_dir(name: str, source: str | None = None) -> Path:
+    """Where downloads of this name, or its download from one source, are on their way. What another source
+    left behind is never mixed in."""
+    folder = paths.models_dir() / ".partial" / name
+    return folder if source is None else folder / hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def locked(name: str, progress: Progress) -> Iterator[None]:
+    """Only one process at a time pulls a model of this name; others wait and then find it there."""
+    from filelock import FileLock, Timeout
+
+    folder = paths.models_dir() / ".partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{check_name(name)}.lock")
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            progress(f"waiting for another pull of {name}", 0, None)
+            lock.acquire()
+    except OSError as err:
+        raise WriteFailed(f"{folder}: cannot be written: {err.strerror or err}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def commit(name: str, folder: Path, source: str, pulled: str, hashes: dict[str, str | None]) -> StoredModel:
-    """Makes a finished download the model of this name, in one step."""
-    files = {f: ((folder / f).stat().st_size, sha) for f, sha in sorted(hashes.items())}
-    manifest = {"source": source, "pulled": pulled, "files": files}
+    """Makes a finished download the model of this name, in one step. A model of that name that was there
+    before stays until then."""
     target = paths.models_dir() / check_name(name)
     try:
-        with (folder / MANIFEST).open("w") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                with contextlib.suppress(OSError):  # not empty
+                    path.rmdir()
+            elif str(path.relative_to(folder)) not in hashes:
+                path.unlink()
+        files = {f: ((folder / f).stat().st_size, sha) for f, sha in sorted(hashes.items())}
+        manifest = {"source": source, "pulled": pulled, "files": files}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for file in (*files, MANIFEST):
+            _sync(folder / file)
+        before = partial_dir(name) / "before"
         if target.exists():
-            shutil.rmtree(target)
-        folder.replace(target)
+            shutil.rmtree(before, ignore_errors=True)
+            target.replace(before)
+        try:
+            folder.replace(target)
+        except OSError:
+            if before.exists():
+                before.replace(target)
+            raise
+        _sync(target.parent)
+        shutil.rmtree(partial_dir(name), ignore_errors=True)
     except OSError as err:
         raise WriteFailed(f"{target}: cannot be written: {err.strerror}") from None
     model = find_stored(name)
     if model is None:
         raise ParagoneError(f"{target}: vanished while it was written")
     return model
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk, so that a power cut cannot leave a hole in it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def need_space(folder: Path, needed: int, what: str) -> None:

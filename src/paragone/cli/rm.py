@@ -8,6 +8,13 @@ import click
 def command(names: tuple[str, ...]) -> None:
     """Deletes the models NAMES, and what is left of broken downloads of them."""
     from paragone.checkpoint.store import remove
+    from paragone.errors import ParagoneError
 
-    for name in names:
-        click.echo(f"{name}: {remove(name) / 1e6:.0f} MB freed")
+    failed: ParagoneError | None = None
+    for name in names:  # one wrong name does not keep the others
+        try:
+            click.echo(f"{name}: {remove(name) / 1e6:.0f} MB freed")
+        except ParagoneError as err:
+            failed = failed or err
+    if failed:
+        raise failed

@@ -54,7 +54,7 @@ def fetch(text: str, progress: Progress, *, force: bool = False) -> Located:
     source = parse_source(text)
     if source:
         name = local_name(source)
-        return Located(name, pull(name, source, text, progress).path)
+        return Located(name, pull(name, source, text, progress, force=force).path)
     entry = models().get(text)
     if entry is None:
         raise unknown_model(text, [m.name for m in store.stored_models()])
@@ -73,6 +73,7 @@ def fetch(text: str, progress: Progress, *, force: bool = False) -> Located:
                 sha256=candidate.sha256,
                 size=candidate.bytes,
                 download_size=candidate.download_bytes,
+                force=force,
             )
             return Located(entry.name, model.path, entry)
         except (Unavailable, NotFound) as err:
