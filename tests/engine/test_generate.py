@@ -79,6 +79,39 @@ def test_finish_reasons_are_truthful(smollm2):
     assert (going_on.finish_reason, len(going_on.token_ids)) == ("length", 30)
 
 
+def test_one_setting_for_many_prompts_draws_for_each(exact):
+    done = exact.generate([PROMPTS[0]] * 3, max_tokens=12, temperature=1.0)
+    assert len({c.text for c in done}) > 1
+    assert len({c.params.seed for c in done}) == 3
+    again = exact.generate(PROMPTS[0], max_tokens=12, temperature=1.0, seed=done[1].params.seed)
+    assert again.token_ids == done[1].token_ids
+
+
+@pytest.mark.parametrize("stop_after", [0, 3, 100])
+def test_a_conversation_goes_on_where_it_was(exact, stop_after):
+    """With the previous answer's cache the next is the same as from the beginning, also after a Ctrl-C."""
+    messages = [{"role": "user", "content": "Name three colours."}]
+    first = exact.start_chat(messages, max_tokens=12)
+    for number, _ in enumerate(first):
+        if number == stop_after:
+            first.cancel()
+    for content in ("And three more.", "Nothing like before: name an animal."):
+        messages = [
+            *messages,
+            {"role": "assistant", "content": "Red, green."},
+            {"role": "user", "content": content},
+        ]
+        fresh, going_on = (
+            exact.start_chat(messages, max_tokens=12),
+            exact.start_chat(messages, max_tokens=12, previous=first),
+        )
+        for run in (fresh, going_on):
+            for _ in run:
+                pass
+        assert going_on.completions[0].token_ids == fresh.completions[0].token_ids
+        first = going_on
+
+
 def test_cancelling(smollm2):
     run = smollm2.start(PROMPTS, max_tokens=50)
     count = 0

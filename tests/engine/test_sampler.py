@@ -94,7 +94,10 @@ def test_same_seed_same_draws_other_seed_others():
 
     assert sequence(7) == sequence(7)
     assert sequence(7) != sequence(8)
-    assert SamplingParams(temperature=1.0).seed is not None
+    params = SamplingParams(temperature=1.0)
+    assert params.seeded().seed is not None
+    assert params.seeded().seed != params.seeded().seed, "each request draws its own"
+    assert SamplingParams().seeded().seed is None
 
 
 def test_logprobs_are_of_the_models_distribution():

@@ -30,7 +30,7 @@ Ctrl-C stops an answer, not the chat."""
 def command(model: str, **options: Any) -> None:
     """Talks to MODEL by its own chat template. /help inside shows what else there is."""
     from paragone.cli.shared import load, sampling_params
-    from paragone.errors import BadConfiguration
+    from paragone.errors import BadConfiguration, MalformedData
     from paragone.text.chat import RENDERER
 
     params = sampling_params(options)
@@ -41,7 +41,10 @@ def command(model: str, **options: Any) -> None:
             f"{loaded.name} has no chat template: it is a base model that continues text. "
             f"Use `paragone generate {model}`, or an instruction-tuned model."
         )
-    Chat(loaded, params, options.get("system")).loop()
+    chat = Chat(loaded, params, options.get("system"))
+    chat.loop()
+    if chat.failed and not chat.terminal:
+        raise SystemExit(MalformedData.exit_code)  # a script must be able to see that an answer is missing
 
 
 class Chat:
@@ -50,6 +53,8 @@ class Chat:
     def __init__(self, model: Any, params: Any, system: str | None) -> None:
         self.model, self.params = model, params
         self.messages: list[Any] = []
+        self.run: Any = None  # the last answer's, whose cache the next one goes on with
+        self.failed = False
         self.terminal = sys.stdin.isatty()
         self.set_system(system)
 
@@ -93,11 +98,12 @@ class Chat:
 
         self.messages.append({"role": "user", "content": text})
         try:
-            run = self.model.start_chat(self.messages, self.params)
+            self.run = run = self.model.start_chat(self.messages, self.params, previous=self.run)
             self._stream(run)
         except (ParagoneError, KeyboardInterrupt) as err:
             self.messages.pop()
             click.echo(f"error: {err}" if isinstance(err, ParagoneError) else "(stopped)", err=True)
+            self.failed = isinstance(err, ParagoneError)
             return
         completion = run.completions[0]
         if not completion.token_ids:  # stopped before the first token: as if it had not been asked

@@ -50,7 +50,7 @@ def command(model: str, prompt: str | None, **options: Any) -> None:
         error_console().print(
             f"{completion.prompt_tokens} prompt tokens, first token after {completion.ttft_s:.3f} s, "
             f"{len(completion.token_ids)} tokens at {completion.decode_tokens_per_s:.1f}/s, "
-            f"ended by {completion.finish_reason}\n{params}"
+            f"ended by {completion.finish_reason}\n{completion.params}"
         )
     if interrupted:
         raise KeyboardInterrupt

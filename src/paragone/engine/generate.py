@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from paragone.engine.request import Chunk, Completion, FinishReason, SamplingParams, TokenLogprobs
 from paragone.engine.sampler import Sampler
 from paragone.errors import ContextLengthExceeded, UsageError
+from paragone.model.cache import KVCache
 from paragone.model.decoder import Decoder
 from paragone.text.stream import TextStream
 from paragone.text.tokenizer import Tokenizer
@@ -53,13 +54,26 @@ def check_request(request: Request, decoder: Decoder) -> int:
 
 
 class Generation:
-    """One batch on its way. Iterating yields chunks; `cancel` ends it after the current step."""
+    """One batch on its way. Iterating yields chunks; `cancel` ends it after the current step.
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, requests: list[Request]) -> None:
+    `previous`, of one sequence and finished, hands its cache on: of a conversation that goes on, only what is
+    new is computed.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        requests: list[Request],
+        previous: "Generation | None" = None,
+    ) -> None:
         limits = [check_request(r, decoder) for r in requests]
+        requests = [replace(r, params=r.params.seeded()) for r in requests]
         self.decoder, self.tokenizer = decoder, tokenizer
         self.start = time.perf_counter()
         self.cancelled = False
+        self._cache: KVCache | None = None
+        self._previous = previous if len(requests) == 1 else None
         self.completions = [Completion("", [], "cancelled", len(r.prompt_ids), r.params) for r in requests]
         self._live = [
             _Sequence(
@@ -86,13 +100,16 @@ class Generation:
             return
         longest = max(len(s.request.prompt_ids) for s in live)
         padding = [longest - len(s.request.prompt_ids) for s in live]
-        cache = decoder.new_cache(len(live), longest + min(max(s.max_tokens for s in live), 256))
+        cache = self._cache_of_previous(live[0].request.prompt_ids)
+        if cache is None:
+            cache = decoder.new_cache(len(live), longest + min(max(s.max_tokens for s in live), 256))
+        self._cache = cache
         ids = torch.tensor(
             [[0] * pad + s.request.prompt_ids for pad, s in zip(padding, live, strict=True)],
             device=decoder.device,
         )
         left = torch.tensor(padding, device=decoder.device) if any(padding) else None
-        for at in range(0, longest, PREFILL_CHUNK):
+        for at in range(cache.length, longest, PREFILL_CHUNK):
             if self.cancelled:
                 yield from self._end(live)
                 return
@@ -118,6 +135,18 @@ class Generation:
                 live = [live[row] for row in keep]
             next_ids = torch.tensor(tokens, device=decoder.device)[:, None]
             hidden = decoder.hidden(next_ids, cache, left)
+
+    def _cache_of_previous(self, prompt_ids: list[int]) -> KVCache | None:
+        """The previous run's cache, cut to what both have in common; the last token is always computed."""
+        previous, self._previous = self._previous, None
+        if previous is None or previous._cache is None or len(previous._live) != 1:
+            return None
+        cache, previous._cache = previous._cache, None
+        sequence = previous._live[0]
+        seen = (sequence.request.prompt_ids + sequence.token_ids)[: cache.length]
+        pairs = enumerate(zip(seen, prompt_ids[:-1], strict=False))
+        cache.truncate(next((n for n, (a, b) in pairs if a != b), min(len(seen), len(prompt_ids) - 1)))
+        return cache
 
     def _take(self, sequence: _Sequence, token: int, logprobs: TokenLogprobs | None) -> Chunk:
         """Adds a token to its sequence and says what became certain, and whether it is the last."""

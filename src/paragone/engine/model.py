@@ -67,12 +67,17 @@ class Model:
         return Generation(self.decoder, self.tokenizer, requests)
 
     def start_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **settings: Any
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        previous: Generation | None = None,
+        **settings: Any,
     ) -> Generation:
-        """A Generation that answers a conversation."""
+        """A Generation that answers a conversation; what `previous` has computed is not computed again."""
         params = _params(params, settings)
         request = Request(encode_chat(self.tokenizer, messages), params, chat=True)
-        return Generation(self.decoder, self.tokenizer, [request])
+        return Generation(self.decoder, self.tokenizer, [request], previous)
 
     def chat(
         self, messages: str | Sequence[Message], params: SamplingParams | None = None, **settings: Any

@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from paragone import limits
@@ -57,8 +57,12 @@ class SamplingParams:
         _real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _real("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        if self.seed is None and self.temperature > 0:
-            object.__setattr__(self, "seed", secrets.randbits(63))  # so that a run can be repeated
+
+    def seeded(self) -> "SamplingParams":
+        """With a seed of its own where one is needed and none was given: so an answer can be repeated."""
+        if self.seed is not None or self.temperature == 0:
+            return self
+        return replace(self, seed=secrets.randbits(63))
 
 
 def _whole(name: str, value: object, least: int, most: int, *, optional: bool = False) -> None:
@@ -98,7 +102,8 @@ class Chunk:
 @dataclass
 class Completion:
     """A finished answer. `finish_reason`: "stop" (the model ended it, or a stop string did), "length"
-    (max_tokens, or the context is full) or "cancelled". Times are seconds from the start of the call."""
+    (max_tokens, or the context is full) or "cancelled". `params` has the seed that was drawn. Times are
+    seconds from the start of the call."""
 
     text: str
     token_ids: list[int]

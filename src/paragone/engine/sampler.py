@@ -16,7 +16,7 @@ class Sampler:
     """One request's choice of tokens: its parameters, its counts, its random stream."""
 
     def __init__(self, params: SamplingParams, prompt_ids: list[int], vocab_size: int) -> None:
-        self.params = params
+        self.params = params = params.seeded()
         self._rng = torch.Generator()
         if params.seed is not None:
             self._rng.manual_seed(params.seed)
