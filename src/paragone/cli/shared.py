@@ -72,11 +72,23 @@ def fetch_model(name: str) -> "Located":
     return found
 
 
+def note_kernels() -> None:
+    """Says once where the compiled kernels are missing, and that this makes a difference."""
+    import importlib.util
+
+    if importlib.util.find_spec("paragone.kernels._native") is None:  # not imported: torch must be first
+        error_console().print(
+            "note: the compiled kernels are missing (no C++ compiler at installation?): PyTorch runs, slower",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+
+
 def load(name: str, precision: str, device: str, threads: int | None) -> "Model":
     """Loads a model with a progress bar."""
     from paragone.engine.load import load_model
 
     found = fetch_model(name)
+    note_kernels()
     if threads:
         import torch
 

@@ -27,7 +27,9 @@ class Candidate:
     path: Path
     known: dict[str, Any] = field(default_factory=dict)
     estimate_bytes: int = 0
-    error: str | None = None
+    error: str | None = None  # why its speed could not be measured: it is out
+    exit_code: int = ParagoneError.exit_code  # what the error would have been alone
+    problems: list[str] = field(default_factory=list)  # what else failed: it stays in
     samples: dict[str, list[Any]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
@@ -67,9 +69,13 @@ def parse_candidates(names: Sequence[str], precisions: Sequence[str], progress: 
                 opened[model] = _open(model, precision, progress)
             except ParagoneError as err:
                 errors.append(err)
-                opened[model] = Candidate(model, precision, Path(model), error=str(err))
+                opened[model] = Candidate(
+                    model, precision, Path(model), error=str(err), exit_code=err.exit_code
+                )
         first = opened[model]
-        candidate = Candidate(first.model, precision, first.path, first.known, error=first.error)
+        candidate = Candidate(
+            first.model, precision, first.path, first.known, error=first.error, exit_code=first.exit_code
+        )
         if not first.error:
             spec = spec_of(open_checkpoint(first.path))
             candidate.estimate_bytes = estimate_bytes(spec, precision) + OVERHEAD_BYTES

@@ -1,7 +1,8 @@
 """Measures candidates: each task in a process of its own while this one blocks, rounds interleaved.
 
 A round goes through all candidates once, so that a machine that slows down slows all of them. A candidate
-that fails keeps its samples in the result and says why, but is out; the others go on.
+whose speed cannot be measured keeps its samples in the result and says why, but is out; the others go on. One
+whose quality or answers fail stays in, and says so.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any
 
 from paragone.compare.candidates import Candidate
 from paragone.engine.resources import available_memory_bytes
+from paragone.errors import NotEnoughMemory, ParagoneError
 from paragone.model.load import PRECISIONS
 
 Report = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
@@ -55,14 +57,26 @@ def measure(candidates: list[Candidate], settings: Settings, report: Report) -> 
         need, have = candidate.estimate_bytes, available_memory_bytes()
         if not candidate.error and need > have:
             candidate.error = f"needs about {need / 1e9:.1f} GB of memory, {have / 1e9:.1f} GB are available"
+            candidate.exit_code = NotEnoughMemory.exit_code
     tasks = len(candidates) * (settings.rounds + bool(settings.quality) + bool(settings.prompts))
     done = 0
 
     def run(candidate: Candidate, what: str, task: dict[str, Any]) -> dict[str, Any] | None:
         nonlocal done
-        report(f"{candidate.label}: {what}", done, tasks)
+        step = f"{candidate.label}: {what}"
+        report(step, done, tasks)
+        before = done
         done += 1
-        return None if candidate.error else _run(candidate, settings, task)
+        if candidate.error:
+            return None
+        try:
+            return _run(candidate, settings, task, lambda share: report(f"{step} {share:.0%}", before, tasks))
+        except ParagoneError as err:
+            if task["task"] == "speed":
+                candidate.error, candidate.exit_code = str(err), err.exit_code
+            else:
+                candidate.problems.append(f"{task['task']} failed: {err}")
+            return None
 
     text = settings.texts.get("prose") or next(iter(settings.texts.values()), "word " * 64)
     for number in range(1, settings.rounds + 1):
@@ -129,8 +143,10 @@ def _add_speed(candidate: Candidate, result: dict[str, Any]) -> None:
         candidate.facts[key] = result[key]
 
 
-def _run(candidate: Candidate, settings: Settings, task: dict[str, Any]) -> dict[str, Any] | None:
-    """One task in its own process. None where it failed; the candidate then says why."""
+def _run(
+    candidate: Candidate, settings: Settings, task: dict[str, Any], progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """One task in its own process. Raises ParagoneError with the reason and the code of its failure."""
     task = task | {
         "model": candidate.model,
         "path": str(candidate.path),
@@ -138,43 +154,52 @@ def _run(candidate: Candidate, settings: Settings, task: dict[str, Any]) -> dict
         "threads": settings.threads,
         "spawned": time.monotonic(),
     }
-    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed below, whatever happens
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paragone.compare.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-    )
+    with tempfile.TemporaryFile("w+") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "paragone.compare.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        )
+        last: dict[str, Any] = {}
+        try:
+            last = _exchange(process, task, progress)
+            process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        complaints.seek(0)
+        words = complaints.read().strip().splitlines()
+    if last.get("event") == "result":
+        return last
+    if last.get("event") == "error":
+        error = ParagoneError(last["message"])
+        error.exit_code = last["exit_code"]
+        raise error
+    if process.returncode < 0:
+        why = " (out of memory?)" if process.returncode == -9 else ""
+        raise ParagoneError(f"the process was ended by signal {-process.returncode}{why}")
+    raise ParagoneError(f"the process failed: {(words or ['no message'])[-1][:200]}")
+
+
+def _exchange(
+    process: "subprocess.Popen[str]", task: dict[str, Any], progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """Sends the task and follows the worker to its end. Returns its result or error, if it gave one."""
     assert process.stdin  # noqa: S101 -- opened as a pipe above
     assert process.stdout  # noqa: S101
+    last: dict[str, Any] = {}
     try:
         process.stdin.write(json.dumps(task) + "\n")
         process.stdin.flush()  # and left open: its end would tell the worker that nobody waits
-        out = process.stdout.read()
-        errors.seek(0)
-        err = errors.read()
-        process.wait()
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "progress":
+                progress(event["done"] / max(event["total"], 1))
+            else:
+                last = event
     except BrokenPipeError:
-        process.wait()
-        out, err = "", "it ended before it began"
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        errors.close()
-    for line in out.splitlines():
-        event = json.loads(line)
-        if event["event"] == "result":
-            return event  # type: ignore[no-any-return]
-        if event["event"] == "error":
-            candidate.error = event["message"]
-            return None
-    if process.returncode < 0:
-        why = " (out of memory?)" if process.returncode == -9 else ""
-        candidate.error = f"{task['task']}: the process was ended by signal {-process.returncode}{why}"
-    else:
-        last = (err.strip().splitlines() or ["no message"])[-1]
-        candidate.error = f"{task['task']}: the process failed: {last[:200]}"
-    return None
+        pass  # it ended before it began; its exit status says how
+    return last

@@ -129,9 +129,11 @@ def same_memory(a: Candidate, b: Candidate) -> bool:
 
 def same_quality(a: Candidate, b: Candidate) -> bool:
     """Whether the 95% interval of the difference in bits per byte, over segments, includes zero."""
-    if not (a.quality and b.quality):
-        return False
-    ours, theirs = a.quality["texts"], b.quality["texts"]
+    return bool(a.quality and b.quality) and same_scores(a.quality["texts"], b.quality["texts"])
+
+
+def same_scores(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """The same for the scores of texts by name."""
     pairs = [
         (x, y)
         for name in ours.keys() & theirs.keys()  # segment by segment: texts may have one more in one model

@@ -18,12 +18,15 @@ def html(result: dict[str, Any]) -> str:
     """The report's page."""
     import jinja2
 
+    drawn, no_plots = [], ""
     try:
         from paragone.compare.plots import plots
 
         drawn = plots(result)
     except ImportError:
-        drawn = []
+        no_plots = "matplotlib is not installed: pip install 'paragone[report]'"
+    except Exception as err:  # a plot that fails must not cost the report
+        no_plots = f"{type(err).__name__}: {err}"
     candidates = result["candidates"]
     recommendation = result["recommendation"]
     scored: dict[str, Any] = next((c["quality"]["texts"] for c in candidates if c["quality"]), {})
@@ -41,6 +44,7 @@ def html(result: dict[str, Any]) -> str:
         explanations=EXPLANATIONS,
         rows=rows_of(result),
         plots=drawn,
+        no_plots=no_plots,
         texts=list(scored),
         prompts=result["settings"]["prompts"],
         candidates=candidates,
@@ -61,6 +65,17 @@ def write_text(path: Path, text: str) -> None:
         raise WriteFailed(f"{path}: cannot be written: {err.strerror}") from None
 
 
+def check_writable(folder: Path) -> None:
+    """Raises WriteFailed now rather than after minutes of measuring where reports cannot be written."""
+    probe = folder / ".paragone-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as err:
+        raise WriteFailed(f"{folder}: cannot be written: {err.strerror}") from None
+
+
 def print_table(result: dict[str, Any], console: Any) -> None:
     """The table and the recommendation, for people at a terminal."""
     from rich.table import Table
@@ -79,6 +94,9 @@ def print_table(result: dict[str, Any], console: Any) -> None:
     for row in rows:
         if "error" in row:
             console.print(f"{row['model']} failed: {row['error']}", style="red", highlight=False)
+    for candidate in result["candidates"]:
+        for problem in candidate.get("problems", ()):
+            console.print(f"{candidate['label']}: {problem}", style="yellow", highlight=False)
     settings = result["settings"]
     console.print(
         f"\nMedians of {settings['rounds']} × {settings['repetitions']} repetitions (± half their range), "
@@ -88,8 +106,10 @@ def print_table(result: dict[str, Any], console: Any) -> None:
     for candidate in {c["model"]: c for c in result["candidates"]}.values():
         known = known_of(candidate)
         if known:
-            text = f"{candidate['model']}: {known['Parameters']} parameters, context {known['Context']}, "
-            text += f"{known['Licence']}; commercial use: {known['Commercial use']}"
+            text = f"{candidate['model']}: {known['Parameters']} parameters, on disk {known['On disk']}, "
+            text += (
+                f"context {known['Context']}, {known['Licence']}; commercial use: {known['Commercial use']}"
+            )
             console.print(text, style="dim", highlight=False)
     recommendation = result["recommendation"]
     console.print()

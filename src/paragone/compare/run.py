@@ -21,7 +21,9 @@ def compare(
     measure(candidates, settings, report)
     failed = [c for c in candidates if c.error]
     if len(failed) == len(candidates):
-        raise ParagoneError(f"every candidate failed; the first, {failed[0].label}: {failed[0].error}")
+        error = ParagoneError(f"every candidate failed; the first, {failed[0].label}: {failed[0].error}")
+        error.exit_code = failed[0].exit_code
+        raise error
     return {
         "started": started,
         "machine": describe_machine(),

@@ -148,11 +148,13 @@ def main() -> None:
     try:
         emit("result", **{"speed": speed, "quality": quality, "answers": answers}[task["task"]](task))
     except ParagoneError as err:
-        emit("error", message=str(err))
+        emit("error", message=str(err), exit_code=err.exit_code)
     except MemoryError:
-        emit("error", message=str(NotEnoughMemory("ran out of memory")))
+        emit("error", message="ran out of memory", exit_code=NotEnoughMemory.exit_code)
     except RuntimeError as err:  # torch's allocator and kernels
-        emit("error", message=" ".join(str(err).split())[:200])
+        reason = " ".join(str(err).split())[:200]
+        code = NotEnoughMemory.exit_code if "memory" in reason.lower() else ParagoneError.exit_code
+        emit("error", message=reason, exit_code=code)
 
 
 if __name__ == "__main__":
