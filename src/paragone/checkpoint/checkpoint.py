@@ -91,6 +91,9 @@ def _open_folder(folder: Path) -> Checkpoint:
     config_path = folder / "config.json"
     config = read_json(config_path)
     refuse_remote_code(config, config_path)
+    for other in (folder / "tokenizer_config.json", folder / "generation_config.json"):
+        if other.exists():
+            refuse_remote_code(read_json(other), other)
     if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
         for file in sorted(folder.iterdir()):
             if file.suffix.lower() in PICKLES:

@@ -212,10 +212,13 @@ def _steps() -> Any:
             *columns, console=console, transient=True, auto_refresh=False, disable=quiet
         ) as progress:
             task = progress.add_task("starting")
+            told = -1
 
             def report(what: str, done: int, total: int) -> None:
-                if quiet and done < total:
+                nonlocal told
+                if quiet and told < done < total:
                     click.echo(f"{done + 1} of {total}: {what}", err=True)
+                told = done
                 progress.update(task, description=what, completed=done, total=total, refresh=True)
 
             yield report
