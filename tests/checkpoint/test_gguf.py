@@ -131,6 +131,8 @@ def malformed(rng: random.Random) -> dict[str, bytes]:
         "array_of_bools": with_entry(g.entry("k", g.ARRAY, (g.U8, [1] * n))[:-n].replace(
             struct.pack("<I", g.U8) + struct.pack("<Q", n), struct.pack("<I", g.BOOL) + struct.pack("<Q", n)) + b"\7" * n),
         "array_deep": with_entry(g.string("k") + struct.pack("<I", g.ARRAY) + struct.pack("<IQ", g.ARRAY, 1) * 64),
+        "arrays_many": with_entry(g.string("k") + struct.pack("<IIQ", g.ARRAY, g.ARRAY, 70_000)
+            + struct.pack("<IQ", g.U8, 0) * 70_000),
         "alignment_zero": g.gguf([ok, g.entry("general.alignment", g.U32, 0)], [], b""),
         "alignment_13": g.gguf([ok, g.entry("general.alignment", g.U32, 13)], [], b""),
         "alignment_huge": g.gguf([ok, g.entry("general.alignment", g.U32, 1 << 31)], [], b""),

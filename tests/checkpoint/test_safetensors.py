@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from paragone.checkpoint.safetensors import read_folder, read_safetensors
-from paragone.errors import MalformedData, NotFound
+from paragone.errors import MalformedData, NotFound, Refused
 
 
 def file_of(header, data=b"", length=None):
@@ -141,6 +141,8 @@ def test_shards(tmp_path):
         ({"a": "/etc/passwd"}, MalformedData, "not the name"),
         ({"a": "two.safetensors"}, MalformedData, "is not where"),
         ({"a": 3}, MalformedData, "weight_map"),
+        ({"a": "x" * 300 + ".safetensors"}, MalformedData, "not the name"),
+        ({"a": "pytorch_model-00001-of-00002.bin"}, Refused, "refusing to unpickle"),
         ([], MalformedData, "weight_map"),
     ],
 )

@@ -1,9 +1,13 @@
 """Token ids against independent implementations on a fuzz corpus, and text back from ids."""
 
+import contextlib
 import io
 import json
 import random
 import struct
+import tempfile
+from pathlib import Path
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -11,6 +15,8 @@ import pytest
 import regex
 import sentencepiece
 import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -291,6 +297,38 @@ def test_hostile_tokenizer_files(name, tmp_path):
     except (MalformedData, BadConfiguration) as err:
         assert "tokenizer.json" in str(err)
     assert time.monotonic() - begin < 2
+
+
+SMALL_TOKENIZERS = [d for d in list(hostile_tokenizers().values())[11:] if len(d) < 5000]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 1 << 40) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.data())
+def test_any_tokenizer_file_is_one_or_an_error_of_ours(data):
+    """A hostile file with one more place changed, at any depth."""
+    state = json.loads(data.draw(st.sampled_from(SMALL_TOKENIZERS)))
+    where = state
+    while True:
+        keys = sorted(where) if isinstance(where, dict) else list(range(len(where)))
+        key = data.draw(st.sampled_from(keys)) if keys else None
+        if key is None:
+            break
+        if isinstance(where[key], dict | list) and where[key] and data.draw(st.booleans()):
+            where = where[key]
+            continue
+        where[key] = data.draw(JSON)
+        break
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(MalformedData, BadConfiguration):
+        (Path(folder) / "tokenizer.json").write_text(json.dumps(state))
+        with mock.patch("paragone.text.backends.probe", side_effect=MalformedData("tried elsewhere")):
+            tokenizer = tokenizer_from_folder(Path(folder))
+        ids = tokenizer.encode("a b!\n")
+        tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ from paragone.quant.rtn import quantize_int4, quantize_int8
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-CHUNK = 1 << 19  # numbers read at a time: their float32 form stays in the processor's cache
+CHUNK = 1 << 17  # numbers read at a time: their float32 form stays in the processor's cache
+MAPPED_BYTES = 1 << 22  # bytes of a file that may be in memory beside what is made of them
 IN_PLACE = {"F32": torch.float32, "BF16": torch.bfloat16}  # stored types that need no conversion
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
@@ -237,9 +238,14 @@ class _Loader:
             fixup = self.family.fixups.get(_template(name))
             # A fix-up may move rows anywhere within its tensor, so it gets the whole of it.
             step = size if fixup else max(1, CHUNK // width)
+            row_bytes, mapped = tensor.nbytes // size, 0
             for at in range(0, size, step):
                 rows = tensor.rows(at, min(at + step, size))
                 yield base + at, as_torch(tensor, fixup(rows, self.spec) if fixup else rows)
+                mapped += step * row_bytes
+                if mapped > MAPPED_BYTES:
+                    tensor.file.forget()
+                    mapped = 0
             base += size
             self.done(tensor)
 
