@@ -115,6 +115,8 @@ def _divergences(candidates: list[dict[str, Any]]) -> str:
             axis.step(values, share, where="post", label=c["label"], color=_colour(candidates, c),
                       linestyle=styles[c["precision"]])  # fmt: skip
     axis.set(xscale="log", xlabel="KL divergence, nats", ylabel="share of positions", ylim=(0, 1.02))
+    # Plain numbers: names of models may hold a dollar sign, so no text is read as a formula.
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axis.legend(frameon=False, fontsize=9)
     return _svg(figure)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from paragone.engine.model import Model
     from paragone.model.load import Precision
 
+MADV_DONTNEED = 4
+
 
 def load_model(
     path: Path,
@@ -48,6 +50,7 @@ def load_model(
             f"{have / 1e9:.1f} GB are available: take a lower precision or a smaller model"
         )
     decoder = load_decoder(checkpoint, precision, device, progress)
+    release_startup_code()
     return Model(name, path, precision, checkpoint, decoder, tokenizer)
 
 
@@ -64,6 +67,22 @@ def map_torch() -> None:
 def _map(library: Path) -> None:
     with contextlib.suppress(OSError):
         ctypes.CDLL(str(library))
+
+
+def release_startup_code() -> None:
+    """Lets go of the pages of torch's code that only its start has run, 100 MB and more where the system maps
+    files in large pieces. What is needed again comes back from the system's cache."""
+    if not sys.platform.startswith("linux"):
+        return
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    maps = Path("/proc/self/maps")
+    if madvise is None or not maps.exists():
+        return
+    for line in maps.read_text().splitlines():
+        # Code only: it is the file's own, never written to, and so never lost.
+        if "/libtorch_" in line and line.split()[1] == "r-xp":
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 def check_device(device: str) -> None:
