@@ -3,10 +3,15 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+# The same examples in every run; PARAGONE_EXPLORE=1 looks for new ones.
+settings.register_profile("same", derandomize=not os.environ.get("PARAGONE_EXPLORE"), deadline=None)
+settings.load_profile("same")
 
 
 @pytest.fixture

@@ -361,6 +361,20 @@ def test_control_tokens_that_the_file_does_not_flag(tmp_path):
     assert tokenizer.decode(ids) == text
 
 
+def test_a_vocabulary_with_holes(tmp_path):
+    state = json.loads(hostile_tokenizers()["model_0"])
+    state["model"] = {"type": "BPE", "merges": [], "vocab": {"a": 5, "b": 900}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    tokenizer = tokenizer_from_folder(tmp_path)
+    assert tokenizer.encode("ab") == [5, 900]
+    assert tokenizer.decode([5, 900]) == "ab"
+    assert not tokenizer.knows(0)
+    assert not tokenizer.knows(901)
+    for outside in (0, 901, -1, 1 << 40):
+        with pytest.raises(UsageError, match="outside the vocabulary"):
+            tokenizer.token_bytes(outside)
+
+
 GGUF_TOKENIZER = {
     "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "b"],
     "tokenizer.ggml.scores": np.zeros(5, np.float32), "tokenizer.ggml.token_type": np.array([2, 3, 3, 1, 1], np.int32),

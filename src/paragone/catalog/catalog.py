@@ -81,6 +81,10 @@ def models() -> dict[str, CatalogModel]:
 
 def unknown_model(name: str, others: Iterable[str] = ()) -> NotFound:
     """The error for a name that nothing knows, with the names that are near it."""
-    near = difflib.get_close_matches(name[:64].lower(), {*models(), *others}, n=3, cutoff=0.5)
+    asked = name[:64].lower()
+    known = sorted({*models(), *others})
+    near = difflib.get_close_matches(asked, known, n=3, cutoff=0.5)
+    if not near:  # the beginning of a name, perhaps with a slip
+        near = [n for n in known if difflib.get_close_matches(asked, [n[: len(asked)]], cutoff=0.75)][:3]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return NotFound(f"no model {name[:100]!r}.{hint} `paragone models` lists what is known.")

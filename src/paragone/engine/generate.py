@@ -158,7 +158,7 @@ class Generation:
         sequence.token_ids.append(token)
         ends = token in self.tokenizer.stop_ids and not sequence.request.params.ignore_eos
         # Special tokens are the model's punctuation between turns, not part of a text.
-        known = token < self.tokenizer.vocab_size  # embeddings are often padded beyond the vocabulary
+        known = self.tokenizer.knows(token)
         data = self.tokenizer.token_bytes(token) if known and not self.tokenizer.is_special(token) else b""
         text = "" if ends else sequence.stream.push(data)
         reason: FinishReason | None = None

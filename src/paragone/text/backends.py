@@ -31,6 +31,9 @@ class Backend(Protocol):
     def encode(self, text: str, *, first: bool) -> list[int]:
         """Ids of plain text; `first` is whether nothing stands before it."""
 
+    def has_token(self, token_id: int) -> bool:
+        """Whether there is a token of this id."""
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds to a text; special tokens give their spelling."""
 
@@ -55,6 +58,9 @@ class SentencePieceBackend:
 
     def encode(self, text: str, *, first: bool) -> list[int]:  # noqa: ARG002 -- each run gets its space
         return self._model.encode(text) if text else []
+
+    def has_token(self, token_id: int) -> bool:
+        return token_id < self.size
 
     def token_bytes(self, token_id: int) -> bytes:
         model = self._model
@@ -182,12 +188,13 @@ class TokenizersBackend:
         """The bytes that a text's tokens stand for."""
         return b"".join(self.token_bytes(i) for i in self.encode(text, first=True))
 
+    def has_token(self, token_id: int) -> bool:
+        return token_id in self._added or self._tokenizer.id_to_token(token_id) is not None
+
     def token_bytes(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id].content.encode()  # type: ignore[no-any-return]
         piece = self._tokenizer.id_to_token(token_id)
-        if piece is None:
-            return b""
         if self._byte_level:
             table = _byte_of_character()
             return b"".join(bytes((table[c],)) if c in table else c.encode() for c in piece)

@@ -74,10 +74,14 @@ class Tokenizer:
         """The bytes that a token stands for. Raises UsageError for an id outside the vocabulary."""
         found = self._bytes.get(token_id)
         if found is None:
-            if not 0 <= token_id < self.backend.size:
+            if not self.knows(token_id):
                 raise UsageError(f"token id {token_id} is outside the vocabulary of {self.backend.size}")
             found = self._bytes[token_id] = self.backend.token_bytes(token_id)
         return found
+
+    def knows(self, token_id: int) -> bool:
+        """Whether the vocabulary has this id. Embeddings often have more rows, and vocabularies holes."""
+        return 0 <= token_id < 1 << 32 and self.backend.has_token(token_id)
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token."""
