@@ -17,7 +17,7 @@ from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paragone.model.families import family_of, spec_of
 from paragone.model.families.common import HF_NAMES
 from paragone.model.families.gemma3 import FAMILIES as GEMMA3
-from paragone.model.load import parameter_names
+from paragone.model.parameters import parameter_names, stored_name, template
 from paragone.model.spec import ModelSpec
 
 CLASSES = {"llama": "LlamaForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
@@ -63,15 +63,13 @@ def export(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> None:
     spec, family = spec_of(checkpoint), family_of(checkpoint)
     names = GEMMA3["hf"]["gemma3_text"].names if spec.family == "gemma3_text" else HF_NAMES
     tensors = {}
-    for name in parameter_names(spec):
-        number = next((p for p in name.split(".") if p.isdigit()), "")
-        template = name.replace(f".{number}.", ".{}.") if number else name
-        rows = checkpoint.tensors[family.names[template].format(number)].rows()
-        fixup = family.fixups.get(template)
+    for name in parameter_names(spec, HF_NAMES):
+        rows = checkpoint.tensors[stored_name(name, family.names)].rows()
+        fixup = family.fixups.get(template(name))
         values = torch.from_numpy((fixup(rows, spec) if fixup else rows).copy()).float()
-        if spec.family == "gemma3_text" and template.endswith("norm.weight"):
+        if spec.family == "gemma3_text" and name.endswith("norm.weight"):
             values -= 1
-        tensors[names[template].format(number)] = values.to(dtype).contiguous()
+        tensors[stored_name(name, names)] = values.to(dtype).contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config_of(spec, str(dtype).removeprefix("torch.")), indent=1)

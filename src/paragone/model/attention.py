@@ -11,47 +11,74 @@ from torch import Tensor
 
 from paragone.model.cache import KVCache
 from paragone.model.linear import Linear
-from paragone.model.spec import ModelSpec
+from paragone.model.spec import LayerSpec, ModelSpec
 from paragone.ops.attention import attention
-from paragone.ops.norm import head_norm_
-from paragone.ops.rope import rotate_
+from paragone.ops.norm import head_norm_, l2_norm
+from paragone.ops.rope import rotate_, rotate_pairs_
 
 
 @dataclass(frozen=True)
 class View:
     """What the queries of one step see, for one kind of layer: the slots from `first` on, up to their own,
-    at most `window` of them. `allowed` (B, 1, T, keys) says it in full where a batch is padded."""
+    at most `window` of them. `allowed` (B, 1, T, keys) says it in full where a batch is padded or slots are
+    seen by chunks; `bias` (B, H, keys) is added to the scores of every key."""
 
     first: int
     window: int | None
     allowed: Tensor | None = None
+    bias: Tensor | None = None
 
 
-def make_view(start: int, length: int, window: int | None, left_padding_B: Tensor | None) -> View:
+def make_view(
+    start: int,
+    length: int,
+    window: int | None,
+    left_padding_B: Tensor | None,
+    chunk: int | None = None,
+    device: torch.device | None = None,
+) -> View:
     """The view of `length` tokens that enter at slot `start`. Padding is seen by nothing but itself, lest
     its own softmax be empty."""
     first = 0 if window is None else max(0, start - window + 1)
-    if left_padding_B is None:
+    if chunk is not None and left_padding_B is None:
+        first = start // chunk * chunk
+    if left_padding_B is None and (chunk is None or start + length <= first + chunk):
         return View(first, window)
-    device = left_padding_B.device
     q = torch.arange(start, start + length, device=device)[:, None]
     k = torch.arange(first, start + length, device=device)
     allowed = k <= q if window is None else (k <= q) & (k > q - window)
-    real = k >= left_padding_B[:, None]  # (B, keys)
-    return View(first, window, (allowed & real[:, None, :] | (k == q))[:, None])
+    if left_padding_B is None:
+        assert chunk is not None  # noqa: S101 -- or it would have returned above
+        return View(first, window, (allowed & (k // chunk == q // chunk))[None, None])
+    padding = left_padding_B[:, None, None]
+    allowed = allowed & (k >= padding)
+    if chunk is not None:
+        allowed &= (k - padding) // chunk == (q - padding) // chunk
+    return View(first, window, (allowed | (k == q))[:, None])
 
 
 class Attention:
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention."""
 
-    def __init__(self, spec: ModelSpec, qkv: Linear, o: Linear, qk_norm: Tensor | None) -> None:
+    def __init__(
+        self, spec: ModelSpec, layer: LayerSpec, qkv: Linear, o: Linear, qk_norm: Tensor | None
+    ) -> None:
         self.qkv, self.o = qkv, o
         self.qk_norm = qk_norm  # (H + K, E): the heads' own norm weights, query heads first
         self.num_heads, self.num_kv_heads = spec.num_attention_heads, spec.num_key_value_heads
         self.head_dim, self.scale, self.eps = spec.head_dim, spec.attention_scale, spec.norm.eps
+        self.softcap = spec.attn_logit_softcapping
+        self.rope = None if layer.rope is None else spec.ropes[layer.rope]
+        self.l2_norm = spec.qk_norm == "l2" and self.rope is not None
+        self.temperature = (spec.temperature_floor, spec.temperature_scale) if self.rope is None else (0, 0.0)
 
     def __call__(
-        self, x_BTD: Tensor, cos_sin: tuple[Tensor, Tensor], view: View, cache: KVCache | None, layer: int
+        self,
+        x_BTD: Tensor,
+        cos_sin: tuple[Tensor, Tensor] | None,
+        view: View,
+        cache: KVCache | None,
+        layer: int,
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         H, K, E = self.num_heads, self.num_kv_heads, self.head_dim
@@ -59,11 +86,25 @@ class Attention:
         qk = heads_BTJE[:, :, : H + K]
         if self.qk_norm is not None:
             head_norm_(qk, self.qk_norm, self.eps)
-        rotate_(qk, *cos_sin)
+        if self.rope is not None and cos_sin is not None:
+            turned = qk if self.rope.dim is None else qk[..., : self.rope.dim]
+            (rotate_pairs_ if self.rope.pairs else rotate_)(turned, *cos_sin)
+        if self.l2_norm:
+            qk.copy_(l2_norm(qk, self.eps))
+        q = heads_BTJE[:, :, :H]
+        if self.temperature[0]:
+            self._warm(q, 0 if cache is None else cache.length)
         if cache is None:
             kv = heads_BTJE[:, view.first :, H:].transpose(1, 2)
         else:
             kv = cache.extend(layer, heads_BTJE[:, :, H:], view.first)
-        q, k, v = heads_BTJE[:, :, :H], kv[:, :K], kv[:, K:]
-        out_BTHE = attention(q, k, v, self.scale, view.window, view.allowed)
+        k, v = kv[:, :K], kv[:, K:]
+        out_BTHE = attention(q, k, v, self.scale, view.window, view.allowed, self.softcap, view.bias)
         return self.o(out_BTHE.reshape(B, T, H * E))
+
+    def _warm(self, q_BTHE: Tensor, start: int) -> None:
+        """Queries grow with the logarithm of their slot, so that attention stays sharp over long contexts."""
+        floor, scale = self.temperature
+        slots = torch.arange(start, start + q_BTHE.shape[1], device=q_BTHE.device).float()
+        factors = torch.log1p(torch.floor((slots + 1.0) / floor)) * scale + 1.0
+        q_BTHE.copy_(q_BTHE * factors[None, :, None, None])

@@ -1,84 +1,17 @@
 """The one decoder. Which norms, ropes, windows and activations it has is read from its spec."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from paragone.model.attention import Attention, View, make_view
+from paragone.model.attention import View, make_view
+from paragone.model.block import Block
 from paragone.model.cache import KVCache
 from paragone.model.linear import Embedding, Linear
-from paragone.model.position import Rope
-from paragone.model.spec import ModelSpec, NormSpec
-from paragone.ops.activation import gated
-from paragone.ops.norm import rms_norm
-
-
-class RMSNorm:
-    """RMSNorm with a whole weight (1 + w for Gemma's files); float32 where the spec scales in float32."""
-
-    def __init__(self, spec: NormSpec, weight: Tensor) -> None:
-        self.eps, self.weight = spec.eps, weight
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-class MLP:
-    """down(act(gate x) * up x); gate and up come from one product."""
-
-    def __init__(self, activation: str, gate_up: Linear, down: Linear) -> None:
-        self.activation, self.gate_up, self.down = activation, gate_up, down
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(gated(self.gate_up(x), self.activation))
-
-
-class Block:
-    """Pre-norm block: x += A(norm x); x += F(norm x)."""
-
-    def __init__(self, attn_norm: RMSNorm, attn: Attention, mlp_norm: RMSNorm, mlp: MLP) -> None:
-        self.attn_norm, self.attn, self.mlp_norm, self.mlp = attn_norm, attn, mlp_norm, mlp
-
-    def __call__(
-        self, x: Tensor, cos_sin: tuple[Tensor, Tensor], view: View, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), cos_sin, view, cache, layer)
-        return x + self.mlp(self.mlp_norm(x))
-
-    def linears(self) -> tuple[Linear, ...]:
-        """The block's matrices."""
-        return self.attn.qkv, self.attn.o, self.mlp.gate_up, self.mlp.down
-
-    def vectors(self) -> list[Tensor]:
-        """The block's other weights."""
-        norms = [self.attn_norm.weight, self.mlp_norm.weight]
-        biases = [linear.bias for linear in self.linears()]
-        return [v for v in (*norms, *biases, self.attn.qk_norm) if v is not None]
-
-
-class SandwichBlock(Block):
-    """Norms on both sides: x += post(A(norm x)); x += post(F(norm x))."""
-
-    def __init__(
-        self,
-        attn_norm: RMSNorm,
-        attn: Attention,
-        mlp_norm: RMSNorm,
-        mlp: MLP,
-        attn_post_norm: RMSNorm,
-        mlp_post_norm: RMSNorm,
-    ) -> None:
-        super().__init__(attn_norm, attn, mlp_norm, mlp)
-        self.attn_post_norm, self.mlp_post_norm = attn_post_norm, mlp_post_norm
-
-    def __call__(
-        self, x: Tensor, cos_sin: tuple[Tensor, Tensor], view: View, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        x = x + self.attn_post_norm(self.attn(self.attn_norm(x), cos_sin, view, cache, layer))
-        return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
-
-    def vectors(self) -> list[Tensor]:
-        """The block's other weights."""
-        return [*super().vectors(), self.attn_post_norm.weight, self.mlp_post_norm.weight]
+from paragone.model.norm import Norm
+from paragone.model.position import Rope, alibi_bias, alibi_slopes
+from paragone.model.spec import ModelSpec
 
 
 class Decoder:
@@ -89,11 +22,14 @@ class Decoder:
         spec: ModelSpec,
         embed: Embedding,
         blocks: list[Block],
-        final_norm: RMSNorm,
+        final_norm: Norm,
         head: Linear,
         dtype: torch.dtype,
+        embedding_norm: Norm | None = None,
     ) -> None:
         self.spec, self.embed, self.final_norm, self.head = spec, embed, final_norm, head
+        self.embedding_norm = embedding_norm
+        self.slopes = alibi_slopes(spec.num_attention_heads) if spec.alibi else None
         self.dtype, self.blocks = dtype, blocks
         self.ropes = [Rope(rope, spec.head_dim) for rope in spec.ropes]
 
@@ -104,11 +40,15 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights in memory; tied ones count once."""
-        blocks = sum(m.weight_bytes for block in self.blocks for m in block.linears())
-        vectors = sum(v.nbytes for block in self.blocks for v in block.vectors())
-        return (
-            blocks + vectors + self.final_norm.weight.nbytes + self.head.weight_bytes + self.embedding_bytes
-        )
+        return self._outer_bytes + sum(m.weight_bytes for block in self.blocks for m in block.linears())
+
+    @property
+    def _outer_bytes(self) -> int:
+        """All that is no matrix of a block."""
+        vectors = [v for block in self.blocks for v in block.vectors()] + self.final_norm.vectors()
+        vectors += self.embedding_norm.vectors() if self.embedding_norm else []
+        vectors += [self.head.bias] if self.head.bias is not None else []
+        return sum(v.nbytes for v in vectors) + self.head.weight_bytes + self.embedding_bytes
 
     @property
     def embedding_bytes(self) -> int:
@@ -119,8 +59,8 @@ class Decoder:
 
     @property
     def decode_bytes(self) -> int:
-        """Bytes of weights that decoding one token reads; of the embedding it reads one row."""
-        return self.weight_bytes - self.embedding_bytes
+        """Bytes of weights that decoding one token reads: of the embedding one row, of experts the chosen."""
+        return self._outer_bytes - self.embedding_bytes + sum(block.decode_bytes for block in self.blocks)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` tokens."""
@@ -142,20 +82,39 @@ class Decoder:
             if left_padding_B is not None:
                 positions_BT = (positions_BT - left_padding_B[:, None]).clamp_min(0)
         cos_sin = [rope.cos_sin(positions_BT, self.dtype) for rope in self.ropes]
-        views = {
-            kind: make_view(start, T, window, left_padding_B)
-            for kind, window in (("full", None), ("sliding", self.spec.sliding_window))
-        }
+        views = self._views(start, T, left_padding_B, ids_BT.device)
         x = self.embed(ids_BT)
         if self.spec.embedding_scale is not None:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device=x.device)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         if cache is not None:
             cache.reserve(start + T)
         for index, layer in enumerate(self.spec.layers):
-            x = self.blocks[index](x, cos_sin[layer.rope], views[layer.attention], cache, index)
+            turn = None if layer.rope is None else cos_sin[layer.rope]
+            x = self.blocks[index](x, turn, views[layer.attention], cache, index)
         if cache is not None:
             cache.length = start + T
         return self.final_norm(x)
+
+    def _views(
+        self, start: int, length: int, left_padding_B: Tensor | None, device: torch.device
+    ) -> dict[str, View]:
+        """What each kind of layer that the model has may see."""
+        spec = self.spec
+        views: dict[str, View] = {}
+        for kind in {layer.attention for layer in spec.layers}:
+            window = spec.sliding_window if kind == "sliding" else None
+            chunk = spec.attention_chunk if kind == "chunked" else None
+            views[kind] = make_view(start, length, window, left_padding_B, chunk, device)
+        if spec.alibi is not None and self.slopes is not None:
+            slots = torch.arange(start + length, device=device)[None]
+            if left_padding_B is not None:
+                slots = (slots - left_padding_B[:, None]).clamp_min(0)
+            slopes = self.slopes.to(device)
+            bias = alibi_bias(spec.alibi, slopes, slots, spec.attention_scale, self.dtype)
+            views = {kind: replace(view, bias=bias) for kind, view in views.items()}
+        return views
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., V), in the activations' type or float32."""

@@ -6,7 +6,7 @@ a tensor leave memory once it has been taken over.
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,7 +17,8 @@ from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import MalformedData, UsageError
 from paragone.model.attention import Attention
-from paragone.model.decoder import MLP, Block, Decoder, RMSNorm, SandwichBlock
+from paragone.model.block import BLOCK_NORMS, BLOCKS, Block
+from paragone.model.decoder import Decoder
 from paragone.model.families import Family, family_of, spec_of
 from paragone.model.linear import (
     DenseEmbedding,
@@ -29,7 +30,20 @@ from paragone.model.linear import (
     StoredEmbedding,
     as_torch,
 )
-from paragone.model.spec import ModelSpec
+from paragone.model.mlp import MLP, MoE
+from paragone.model.norm import LayerNorm, Norm
+from paragone.model.parameters import (
+    EXPERT_GATE_UP,
+    GATE_UP,
+    gate_up_parts,
+    one_of,
+    parameter_names,
+    qkv_parts,
+    split_index,
+    stored_name,
+    template,
+)
+from paragone.model.spec import LayerSpec, ModelSpec
 from paragone.ops.linear import GROUP
 from paragone.quant.rtn import quantize_int4, quantize_int8
 
@@ -53,7 +67,12 @@ def estimate_bytes(spec: ModelSpec, precision: Precision) -> int:
     attention = (
         spec.hidden_size * spec.head_dim * (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads)
     )
-    matrices = spec.num_layers * (attention + 3 * spec.hidden_size * spec.intermediate_size)
+    mlp = (2 + spec.gated_mlp) * spec.hidden_size * spec.intermediate_size
+    moe = 0
+    if spec.moe:
+        widths = spec.moe.num_experts * spec.moe.intermediate_size + spec.moe.shared_intermediate_size
+        moe = 3 * spec.hidden_size * widths
+    matrices = sum(attention + (moe if layer.moe else mlp) for layer in spec.layers)
     vocab = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings else 2)
     each = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / GROUP}[precision]
     outer = 1.0 if precision == "int4" else each  # embedding and head keep 8 bits
@@ -103,16 +122,17 @@ class _Loader:
         spec = self.spec
         self.check_names()
         width = spec.hidden_size
-        head = self.linear(
-            ("embed" if spec.tie_word_embeddings else "head",), spec.vocab_size, width, outer=True
-        )
+        source = "embed" if spec.tie_word_embeddings else "head"
+        head_bias = self.vector("head.bias", spec.vocab_size).to(self.dtype) if spec.head_bias else None
+        head = self.linear((source,), (spec.vocab_size,), width, outer=True, given_bias=head_bias)
         blocks = []
-        for i in range(spec.num_layers):
+        for number, layer in enumerate(spec.layers):
             return_freed_memory()
-            blocks.append(self.block(i))
+            blocks.append(self.block(number, layer))
         return_freed_memory()
         embed = self.embedding(head)
-        return Decoder(spec, embed, blocks, self.norm("final_norm"), head, self.dtype)
+        embedding_norm = self.norm("embed_norm") if spec.embedding_norm else None
+        return Decoder(spec, embed, blocks, self.norm("final_norm"), head, self.dtype, embedding_norm)
 
     def embedding(self, head: Linear) -> Embedding:
         """On the CPU the rows stay in the file; elsewhere they are the tied head's weight, or a copy."""
@@ -126,27 +146,54 @@ class _Loader:
             rows[at : at + len(chunk)] = chunk
         return DenseEmbedding(rows.to(self.device))
 
-    def block(self, i: int) -> Block:
-        spec, at = self.spec, f"layers.{i}"
+    def block(self, number: int, layer: LayerSpec) -> Block:
+        spec, at = self.spec, f"layers.{number}"
         H, K, E = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
-        parts = tuple(f"{at}.attn.{p}" for p in "qkv")
-        qkv = self.linear(
-            parts, (H + 2 * K) * E, spec.hidden_size, rows=(H * E, K * E, K * E), bias=spec.qkv_bias
-        )
-        o = self.linear((f"{at}.attn.o",), spec.hidden_size, H * E, bias=spec.o_bias)
-        attn = Attention(spec, qkv, o, self.qk_norm(at) if spec.qk_norm else None)
-        inner = spec.intermediate_size
-        parts = (f"{at}.mlp.gate", f"{at}.mlp.up")
-        gate_up = self.linear(parts, 2 * inner, spec.hidden_size, rows=(inner, inner), bias=spec.mlp_bias)
-        down = self.linear((f"{at}.mlp.down",), spec.hidden_size, inner, bias=spec.mlp_bias)
-        mlp = MLP(spec.activation, gate_up, down)
-        halves = (self.norm(f"{at}.attn_norm"), attn, self.norm(f"{at}.mlp_norm"), mlp)
-        if spec.block == "pre":
-            return Block(*halves)
-        return SandwichBlock(*halves, self.norm(f"{at}.attn_post_norm"), self.norm(f"{at}.mlp_post_norm"))
+        parts = [f"{at}.{part}" for part in qkv_parts(self.family.names)]
+        rows = (H * E, K * E, K * E) if len(parts) == 3 else ((H + 2 * K) * E,)
+        qkv = self.linear(parts, rows, spec.hidden_size, bias=spec.qkv_bias)
+        o = self.linear((f"{at}.attn.o",), (spec.hidden_size,), H * E, bias=spec.o_bias)
+        attn = Attention(spec, layer, qkv, o, self.qk_norm(at) if spec.qk_norm == "weighted" else None)
+        norms = [self.norm(f"{at}.{name}") for name in BLOCK_NORMS[spec.block]]
+        mlp = self.moe(f"{at}.moe") if layer.moe else self.dense_mlp(f"{at}.mlp")
+        return BLOCKS[spec.block](attn, mlp, norms)
 
-    def norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self.spec.norm, self.norm_weight(f"{name}.weight", self.spec.hidden_size))
+    def dense_mlp(self, at: str) -> MLP:
+        spec = self.spec
+        parts = gate_up_parts(at, GATE_UP, self.family.names, spec.gated_mlp)
+        return self.mlp(at, parts, spec.intermediate_size, bias=spec.mlp_bias, is_gated=spec.gated_mlp)
+
+    def mlp(
+        self, at: str, parts: tuple[str, ...], inner: int, *, bias: bool = False, is_gated: bool = True
+    ) -> MLP:
+        width = self.spec.hidden_size
+        fused = is_gated and len(parts) == 1
+        up = self.linear(parts, (2 * inner,) if fused else (inner,) * len(parts), width, bias=bias)
+        down = self.linear((f"{at}.down",), (width,), inner, bias=bias)
+        return MLP(self.spec.activation, up, down, is_gated=is_gated)
+
+    def moe(self, at: str) -> MoE:
+        moe, width, names = self.spec.moe, self.spec.hidden_size, self.family.names
+        assert moe is not None  # noqa: S101 -- a spec with such layers has it
+        router = self.linear((f"{at}.router",), (moe.num_experts,), width, exact=True)
+        experts = []
+        for number in range(moe.num_experts):
+            parts = gate_up_parts(f"{at}.{number}", EXPERT_GATE_UP, names)
+            experts.append(self.mlp(f"{at}.{number}", parts, moe.intermediate_size))
+        shared = gate = None
+        if moe.shared_intermediate_size:
+            parts = (f"{at}.shared.gate", f"{at}.shared.up")
+            shared = self.mlp(f"{at}.shared", parts, moe.shared_intermediate_size)
+        if moe.shared_gate:
+            gate = self.linear((f"{at}.shared_gate",), (1,), width, exact=True)
+        return MoE(moe, router, experts, shared, gate)
+
+    def norm(self, name: str) -> Norm:
+        size = self.spec.hidden_size
+        weight = self.norm_weight(f"{name}.weight", size)
+        if self.spec.norm.kind == "layer":
+            return LayerNorm(self.spec.norm, weight, self.norm_weight(f"{name}.bias", size))
+        return Norm(self.spec.norm, weight)
 
     def norm_weight(self, name: str, size: int) -> Tensor:
         dtype = torch.float32 if self.spec.norm.scale_in_float32 else self.dtype
@@ -161,27 +208,28 @@ class _Loader:
 
     def linear(
         self,
-        parts: tuple[str, ...],
-        out_features: int,
+        parts: Sequence[str],
+        rows: tuple[int, ...],
         in_features: int,
         *,
-        rows: tuple[int, ...] | None = None,
         bias: bool = False,
         outer: bool = False,
+        exact: bool = False,
+        given_bias: Tensor | None = None,
     ) -> Linear:
         """One weight matrix from one or several stored ones, stacked.
 
-        The head (`outer`) keeps 8 bits where the rest has 4: errors there reach every token directly.
+        The head (`outer`) keeps 8 bits where the rest has 4: errors there reach every token directly. What
+        only decides (`exact`) is never quantised.
         """
-        sizes = rows or (out_features,)
-        bias_N = None
+        bias_N = None if given_bias is None else given_bias.to(self.device)
         if bias:
-            biases = [self.vector(f"{p}.bias", n) for p, n in zip(parts, sizes, strict=True)]
+            biases = [self.vector(f"{p}.bias", n) for p, n in zip(parts, rows, strict=True)]
             bias_N = torch.cat(biases).to(self.dtype).to(self.device)
-        names = [f"{p}.weight" for p in parts]
-        shape = out_features, in_features
+        names, sizes = [f"{p}.weight" for p in parts], rows
+        shape = sum(rows), in_features
         chunks = self.row_chunks(names, sizes, in_features)
-        if self.precision in ("fp32", "bf16"):
+        if exact or self.precision in ("fp32", "bf16"):
             stored = self.stored_parts(names, sizes, in_features)
             return DenseLinear(stored, bias_N) if stored else self.dense(chunks, shape, bias_N)
         if self.precision == "int8" or outer or in_features % GROUP:
@@ -200,7 +248,7 @@ class _Loader:
         if (
             not as_needed
             or self.device.type != "cpu"
-            or any(_template(n) in self.family.fixups for n in names)
+            or any(template(n) in self.family.fixups for n in names)
         ):
             return []
         for tensor in tensors:
@@ -234,8 +282,14 @@ class _Loader:
         """(first row, rows) of the stacked matrix, a bounded number of rows at a time."""
         base = 0
         for name, size in zip(names, sizes, strict=True):
-            tensor = self.take(name, (size, width))
-            fixup = self.family.fixups.get(_template(name))
+            turned = template(name) in self.family.transposed
+            tensor = self.take(name, (width, size) if turned else (size, width))
+            fixup = self.family.fixups.get(template(name))
+            if turned:
+                yield base, as_torch(tensor, np.ascontiguousarray(tensor.rows().T))
+                base += size
+                self.done(tensor)
+                continue
             # A fix-up may move rows anywhere within its tensor, so it gets the whole of it.
             step = size if fixup else max(1, CHUNK // width)
             row_bytes, mapped = tensor.nbytes // size, 0
@@ -253,16 +307,22 @@ class _Loader:
         """A 1-D parameter in float32, after its fix-up."""
         tensor = self.take(name, (size,))
         values = as_torch(tensor, tensor.rows()).float().numpy()
-        fixup = self.family.fixups.get(_template(name))
+        fixup = self.family.fixups.get(template(name))
         if fixup:
             values = fixup(values, self.spec)
         self.done(tensor)
         return torch.from_numpy(np.array(values, dtype=np.float32))
 
     def take(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
-        stored = self.stored_name(name)
-        tensor = self.checkpoint.tensors[stored]
-        if tensor.shape != shape:
+        stored = stored_name(name, self.family.names)
+        base, index = split_index(stored)
+        tensor = self.checkpoint.tensors[base]
+        if index is not None and (len(tensor.shape) != len(shape) + 1 or index >= tensor.shape[0]):
+            raise MalformedData(
+                f"{tensor.file.path}: {base} is {list(tensor.shape)}, no stack of {list(shape)}"
+            )
+        tensor = tensor if index is None else one_of(tensor, index)
+        if shape not in (tensor.shape, (1, *tensor.shape)):
             raise MalformedData(
                 f"{tensor.file.path}: {stored} is {list(tensor.shape)}, but the configuration "
                 f"({self.checkpoint.config_path.name}) needs {list(shape)}"
@@ -276,12 +336,10 @@ class _Loader:
         if self.progress:
             self.progress(self.bytes_done, self.bytes_total)
 
-    def stored_name(self, name: str) -> str:
-        return self.family.names[_template(name)].format(_layer_of(name))
-
     def check_names(self) -> None:
         """Before anything is read: every tensor that is needed is there, and none is left over."""
-        needed = {self.stored_name(n) for n in parameter_names(self.spec)}
+        names = self.family.names
+        needed = {split_index(stored_name(n, names))[0] for n in parameter_names(self.spec, names)}
         offered = set(self.checkpoint.tensors)
         layers = range(self.spec.num_layers)
         ignored = {n.format(i) for n in self.family.ignored_tensors for i in layers}
@@ -304,31 +362,6 @@ def return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-def parameter_names(spec: ModelSpec) -> list[str]:
-    """Neutral names of every stored parameter that a model of this spec has."""
-    layer = ["attn_norm.weight", "mlp_norm.weight"]
-    if spec.block == "sandwich":
-        layer += ["attn_post_norm.weight", "mlp_post_norm.weight"]
-    if spec.qk_norm:
-        layer += ["attn.q_norm.weight", "attn.k_norm.weight"]
-    for parts, bias in (("attn.q attn.k attn.v", spec.qkv_bias), ("attn.o", spec.o_bias)):
-        layer += [f"{p}.{kind}" for p in parts.split() for kind in ("weight", "bias")[: 1 + bias]]
-    for part in ("mlp.gate", "mlp.up", "mlp.down"):
-        layer += [f"{part}.{kind}" for kind in ("weight", "bias")[: 1 + spec.mlp_bias]]
-    names = ["embed.weight", "final_norm.weight"]
-    names += [] if spec.tie_word_embeddings else ["head.weight"]
-    return names + [f"layers.{i}.{name}" for i in range(spec.num_layers) for name in layer]
-
-
-def _template(name: str) -> str:
-    parts = name.split(".")
-    return ".".join("{}" if part.isdigit() else part for part in parts)
-
-
-def _layer_of(name: str) -> str:
-    return next((part for part in name.split(".") if part.isdigit()), "")
 
 
 def _some(names: list[str]) -> str:

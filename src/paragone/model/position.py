@@ -1,4 +1,4 @@
-"""Rotary frequencies and their scalings, and the cosines and sines of a step's positions."""
+"""Rotary frequencies and their scalings, the cosines and sines of a step's positions, and ALiBi's biases."""
 
 import math
 
@@ -8,14 +8,17 @@ from torch import Tensor
 from paragone.model.spec import RopeSpec
 
 
-def inverse_frequencies(rope: RopeSpec, head_dim: int) -> tuple[Tensor, float]:
-    """(head_dim / 2) float32 angles per position, and the factor on cosines and sines.
+def inverse_frequencies(rope: RopeSpec, dim: int, longest: int = 0) -> tuple[Tensor, float]:
+    """(dim / 2) float32 angles per position, and the factor on cosines and sines. `longest` is the number of
+    positions that the step reaches, which two scalings depend on.
 
     Sources: linear, position interpolation (arXiv 2306.15595); llama3, transformers'
-    `_compute_llama3_parameters`; yarn (arXiv 2309.00071).
+    `_compute_llama3_parameters`; yarn (arXiv 2309.00071); longrope (arXiv 2402.13753); dynamic,
+    transformers' `_compute_dynamic_ntk_parameters`.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
     inv = 1.0 / (rope.theta**exponents)
+    original = rope.original_max_position_embeddings
     if rope.scaling == "linear":
         return inv / rope.factor, 1.0
     if rope.scaling == "factors":
@@ -24,7 +27,16 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> tuple[Tensor, float]:
         return _llama3(rope, inv), 1.0
     if rope.scaling == "yarn":
         scale = rope.attention_factor or (0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0)
-        return _yarn(rope, inv, head_dim), scale
+        return _yarn(rope, inv, dim), scale
+    if rope.scaling == "longrope":
+        factors = torch.tensor(rope.long_factors if longest > original else rope.factors)
+        grown = math.sqrt(1 + math.log(rope.factor) / math.log(original)) if rope.factor > 1 else 1.0
+        scale = rope.attention_factor if rope.attention_factor is not None else grown
+        return 1.0 / (factors * rope.theta**exponents), scale
+    if rope.scaling == "dynamic":
+        stretch = rope.factor * max(longest, rope.max_position_embeddings) / rope.max_position_embeddings
+        theta = rope.theta * (stretch - (rope.factor - 1)) ** (dim / (dim - 2))
+        return 1.0 / (theta**exponents), 1.0
     return inv, 1.0
 
 
@@ -54,15 +66,47 @@ def _yarn(rope: RopeSpec, inv: Tensor, dim: int) -> Tensor:
 
 
 class Rope:
-    """One rope's frequencies; gives (cos, signed sin) for positions."""
+    """One rope's frequencies; gives (cos, sin) for positions."""
 
     def __init__(self, spec: RopeSpec, head_dim: int) -> None:
-        self.inv, self.scale = inverse_frequencies(spec, head_dim)
+        self.spec, self.dim = spec, spec.dim or head_dim
+        self.depends_on_length = spec.scaling in ("longrope", "dynamic")
+        self.inv, self.scale = inverse_frequencies(spec, self.dim)
 
     def cos_sin(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(B, T, 1, E) each, in `dtype`; sin's first half is negated, as `ops.rope.rotate` takes it."""
+        """(B, T, 1, dim) each, in `dtype`; sin's first half is negated, as `ops.rope.rotate_` takes it. With
+        neighbouring pairs (B, T, 1, dim / 2) in float32, as `ops.rope.rotate_pairs_` takes them."""
+        if self.depends_on_length:
+            longest = int(positions_BT.max()) + 1
+            self.inv, self.scale = inverse_frequencies(self.spec, self.dim, longest)
         self.inv = self.inv.to(positions_BT.device)
         angles = positions_BT[..., None].float() * self.inv
         cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
+        if self.spec.pairs:
+            return cos.unsqueeze(2), sin.unsqueeze(2)
         cos2, sin2 = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
         return cos2.to(dtype).unsqueeze(2), sin2.to(dtype).unsqueeze(2)
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """(H) float32: a geometric series for a power of two; the heads beyond it take every other one of the
+    next power's (arXiv 2108.12409, and BLOOM's build_alibi_tensor for the rest)."""
+    power = 2 ** math.floor(math.log2(num_heads))
+
+    def base(n: int) -> Tensor:
+        return torch.tensor(2 ** (-(2 ** -(math.log2(n) - 3))), dtype=torch.float32)
+
+    slopes = torch.pow(base(power), torch.arange(1, 1 + power, dtype=torch.int32))
+    if power < num_heads:
+        odd = torch.arange(1, 1 + 2 * (num_heads - power), 2, dtype=torch.int32)
+        slopes = torch.cat((slopes, torch.pow(base(2 * power), odd)))
+    return slopes
+
+
+def alibi_bias(kind: str, slopes_H: Tensor, positions_BS: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """(B, H, S): what is added to the scaled scores of every key. Falcon's slopes and products are bfloat16,
+    whatever the model's type, and are scaled as the scores are."""
+    slopes, positions = slopes_H[None, :, None], positions_BS[:, None, :]
+    if kind == "falcon":
+        return (slopes.bfloat16() * positions).to(dtype) * scale
+    return (slopes * positions).to(dtype)

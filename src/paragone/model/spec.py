@@ -11,13 +11,14 @@ from typing import Literal
 from paragone import limits
 from paragone.errors import BadConfiguration
 
-Attention = Literal["full", "sliding"]
-Activation = Literal["silu", "gelu_tanh", "gelu"]
+Attention = Literal["full", "sliding", "chunked"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "gelu_new", "gelu_bloom"]
 
 
 @dataclass(frozen=True)
 class NormSpec:
-    """RMSNorm (arXiv 1910.07467). x̂ = x / sqrt(mean(x²) + eps), always in float32.
+    """ "rms": RMSNorm (arXiv 1910.07467), x̂ = x / sqrt(mean(x²) + eps), always in float32. "layer": LayerNorm
+    (arXiv 1607.06450) with a bias.
 
     `scale_in_float32` chooses between Llama's order, weight * x̂.to(dtype), and Gemma's,
     (x̂ * weight).to(dtype); in bfloat16 the two round differently.
@@ -25,14 +26,17 @@ class NormSpec:
 
     eps: float = 1e-5
     scale_in_float32: bool = False
+    kind: Literal["rms", "layer"] = "rms"
 
 
 @dataclass(frozen=True)
 class RopeSpec:
-    """Rotary positions (arXiv 2104.09864), the half-split layout: dimension i turns with i + dim / 2."""
+    """Rotary positions (arXiv 2104.09864), of the first `dim` numbers of a head or all of them. In the
+    half-split layout number i turns with i + dim / 2; with `pairs`, 2i turns with 2i + 1.
+    """
 
     theta: float = 10_000.0
-    scaling: Literal["none", "linear", "llama3", "yarn", "factors"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn", "factors", "longrope", "dynamic"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -41,14 +45,40 @@ class RopeSpec:
     beta_slow: float = 1.0
     attention_factor: float | None = None
     factors: tuple[float, ...] = ()  # per frequency, divided by: what GGUF's rope_freqs.weight holds
+    long_factors: tuple[float, ...] = ()  # longrope: those beyond the original context; `factors` within
+    max_position_embeddings: int = 0  # dynamic: where the scaling begins
+    dim: int | None = None
+    pairs: bool = False
+
+
+@dataclass(frozen=True)
+class MoESpec:
+    """A mixture of experts (arXiv 2101.03961, 2401.04088): a router chooses `top_k` of the MLPs a token.
+
+    "softmax": probabilities over all experts, the chosen ones' renormalised where `renormalise`; in float32
+    where `float32_weights`, else rounded to the activations' type. "sigmoid": of the chosen logits, and the
+    input is scaled, not the output. `shared_intermediate_size` is the width of an expert that sees every
+    token, weighed by a sigmoid of its own where `shared_gate`.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    renormalise: bool = False
+    float32_weights: bool = False
+    shared_intermediate_size: int = 0
+    shared_gate: bool = False
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: what it attends to, and which of the model's ropes turns its queries and keys."""
+    """One layer: what it attends to, which of the model's ropes turns its queries and keys, and whether its
+    MLP is a mixture of experts."""
 
     attention: Attention = "full"
-    rope: int = 0
+    rope: int | None = 0
+    moe: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,14 +96,23 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]
     norm: NormSpec = NormSpec()
     ropes: tuple[RopeSpec, ...] = (RopeSpec(),)
-    block: Literal["pre", "sandwich"] = "pre"
+    block: Literal["pre", "sandwich", "parallel", "parallel_two_norms"] = "pre"
     activation: Activation = "silu"
+    gated_mlp: bool = True
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    head_bias: bool = False
+    qk_norm: Literal["weighted", "l2"] | None = None  # before rotation with weights; l2 after it, without
     query_scale: float | None = None  # None: head_dim ** -0.5
     sliding_window: int | None = None
+    attention_chunk: int | None = None  # "chunked" layers see their own chunk of so many slots
+    temperature_floor: int = 0  # Llama 4: queries of layers without rope grow with the logarithm of the slot
+    temperature_scale: float = 0.0
+    alibi: Literal["bloom", "falcon"] | None = None
+    moe: MoESpec | None = None
+    embedding_norm: bool = False
+    attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     embedding_scale: float | None = None
     tie_word_embeddings: bool = False

@@ -22,15 +22,30 @@ def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
 
 
 def attention_reference(
-    q_BTHE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, scale: float, allowed: Tensor
+    q_BTHE: Tensor,
+    k_BKSE: Tensor,
+    v_BKSE: Tensor,
+    scale: float,
+    allowed: Tensor,
+    softcap: float | None = None,
+    bias_BHS: Tensor | None = None,
 ) -> Tensor:
     """Defines the answer. `allowed` is boolean, broadcastable to (B, H, T, S). Returns (B, T, H, E).
 
-    Scores in the operands' type, softmax in float32, cast back before it meets the values.
+    Scores in the operands' type, scaled, then capped by softcap * tanh(scores / softcap) or with a bias for
+    every key (ALiBi, arXiv 2108.12409); softmax in float32, cast back before it meets the values.
     """
     group = q_BTHE.shape[2] // k_BKSE.shape[1]
     k, v = k_BKSE.repeat_interleave(group, dim=1), v_BKSE.repeat_interleave(group, dim=1)
-    scores = torch.matmul(q_BTHE.transpose(1, 2), k.transpose(-1, -2)) * scale
+    q, keys = q_BTHE.transpose(1, 2), k.transpose(-1, -2)
+    if bias_BHS is None:
+        scores = torch.matmul(q, keys) * scale
+    else:
+        bias = bias_BHS.expand(*q.shape[:2], -1)[:, :, None].flatten(0, 1)
+        scores = torch.baddbmm(bias, q.flatten(0, 1), keys.flatten(0, 1), alpha=scale)
+        scores = scores.view(*q.shape[:2], *scores.shape[1:])
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     return torch.matmul(scores.softmax(-1, dtype=torch.float32).to(v.dtype), v).transpose(1, 2)
 
@@ -42,14 +57,20 @@ def attention(
     scale: float,
     window: int | None = None,
     allowed: Tensor | None = None,
+    softcap: float | None = None,
+    bias_BHS: Tensor | None = None,
 ) -> Tensor:
-    """(B, T, H, E). `allowed` overrides what causality and the window allow; it is for padded batches."""
+    """(B, T, H, E). `allowed` overrides what causality and the window allow; it is for padded batches and
+    chunks."""
     B, T, H, E = q_BTHE.shape
     K, S = k_BKSE.shape[1:3]
-    if not use_fast():
+    plain = softcap is None and bias_BHS is None
+    if not use_fast() or (not plain and allowed is not None):
         if allowed is None:
             allowed = visible(T, S, window, q_BTHE.device)
-        return attention_reference(q_BTHE, k_BKSE, v_BKSE, scale, allowed)
+        return attention_reference(q_BTHE, k_BKSE, v_BKSE, scale, allowed, softcap, bias_BHS)
+    if not plain:
+        return _tiled(q_BTHE, k_BKSE, v_BKSE, scale, window, softcap, bias_BHS)
     if T == 1 and allowed is None and (window is None or window >= S):
         kernels = kernels_for(q_BTHE)
         if kernels is not None and _kernel_takes(q_BTHE, k_BKSE, v_BKSE):
@@ -64,7 +85,7 @@ def attention(
         out = F.scaled_dot_product_attention(rows, k_BKSE, v_BKSE, attn_mask=allowed, scale=scale)
         return out.reshape(B, 1, H, E)
     if allowed is None and q_BTHE.device.type == "cpu":
-        return _tiled(q_BTHE, k_BKSE, v_BKSE, scale, window)
+        return _tiled(q_BTHE, k_BKSE, v_BKSE, scale, window, None, None)
     if allowed is None:
         allowed = visible(T, S, window, q_BTHE.device)
     q = q_BTHE.transpose(1, 2)
@@ -79,7 +100,15 @@ def _kernel_takes(q_BTHE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> bool:
     return runs and k_BKSE.stride() == v_BKSE.stride()
 
 
-def _tiled(q_BTHE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, scale: float, window: int | None) -> Tensor:
+def _tiled(
+    q_BTHE: Tensor,
+    k_BKSE: Tensor,
+    v_BKSE: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    bias_BHS: Tensor | None,
+) -> Tensor:
     """A run of queries at a time against the keys that any of them sees: the upper triangle and what lies
     before the window are never computed. Two to four times as fast as torch's own on a processor."""
     B, T, H, E = q_BTHE.shape
@@ -96,6 +125,11 @@ def _tiled(q_BTHE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, scale: float, window:
         scores = torch.bmm(
             q[:, :, :, at : at + n].reshape(B * K, group * n, E), k[:, start:stop].transpose(1, 2)
         )
+        if softcap is not None:
+            scores = scores.div_(softcap).tanh_().mul_(softcap)
+        if bias_BHS is not None:
+            bias = bias_BHS[:, :, start:stop].expand(B, -1, -1).reshape(B * K, group, 1, -1)
+            scores.view(B * K, group, n, -1).add_(bias)
         hidden = last[:n, :n] if window is None else _triangle(n, stop - start, window, scores)
         scores.view(B * K, group, n, -1)[..., -hidden.shape[1] :].add_(hidden)
         mixed = torch.bmm(scores.softmax(-1), v[:, start:stop])

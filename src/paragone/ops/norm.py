@@ -1,6 +1,7 @@
-"""RMSNorm over the last dimension (arXiv 1910.07467)."""
+"""Norms over the last dimension: RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv 1607.06450)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from paragone.ops.choose import kernels_for, use_fast
@@ -26,6 +27,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         )
         return y
     return _rms_norm(x, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """x (..., D), weight and bias (D)."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def l2_norm(x: Tensor, eps: float) -> Tensor:
+    """RMSNorm without a weight: x̂ in x's type."""
+    h = x.float()
+    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def head_norm_(x_BTHE: Tensor, weight_HE: Tensor, eps: float) -> None:

@@ -1,5 +1,5 @@
-"""Rotary position embedding in the half-split layout (arXiv 2104.09864): (x1, x2) is turned to
-(x1 cos - x2 sin, x2 cos + x1 sin)."""
+"""Rotary position embedding (arXiv 2104.09864): (x1, x2) is turned to (x1 cos - x2 sin, x2 cos + x1 sin). In
+the half-split layout x1 and x2 are the halves of what is turned, in the other they are neighbours."""
 
 import torch
 from torch import Tensor
@@ -32,3 +32,10 @@ def rotate_(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> None:
     else:
         unsigned = torch.cat((-sin[..., : E // 2], sin[..., E // 2 :]), dim=-1)
         x_BTHE.copy_(rotate_reference(x_BTHE, cos, unsigned))
+
+
+def rotate_pairs_(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """In place for neighbours (2i, 2i + 1), in float32; cos and sin (B or 1, T, 1, E / 2) float32."""
+    x1, x2 = x_BTHE.float().reshape(*x_BTHE.shape[:-1], -1, 2).unbind(-1)
+    turned = torch.stack((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    x_BTHE.copy_(turned.flatten(-2))

@@ -19,14 +19,16 @@ FixUp = Callable[[NDArray[np.generic], ModelSpec], NDArray[np.generic]]
 class Family:
     """How one dialect's files of one family are read.
 
-    `names` maps neutral parameter names to the file's; `{}` stands for the layer's number.
-    `fixups` maps neutral names to what their values need before they mean the same as ours;
-    `ignored_tensors` are in some files and hold nothing that the model needs.
+    `names` maps neutral parameter names to the file's; `{}` stands for the numbers of layer and expert, and
+    `NAME[{}]` for one matrix of a stack. `fixups` maps neutral names to what their values need before they
+    mean the same as ours. `transposed` are stored with their inputs first. `ignored_tensors` are in some
+    files and hold nothing that the model needs.
     """
 
     spec: Callable[[Facts, Checkpoint], ModelSpec]
     names: Mapping[str, str]
     fixups: Mapping[str, FixUp] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()
     ignored_tensors: frozenset[str] = frozenset()
 
 

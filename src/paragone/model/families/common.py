@@ -262,7 +262,7 @@ def gguf_fields(facts: Facts, checkpoint: Checkpoint) -> dict[str, Any]:
         "qkv_bias": "blk.0.attn_q.bias" in checkpoint.tensors,
         "o_bias": "blk.0.attn_output.bias" in checkpoint.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in checkpoint.tensors,
-        "qk_norm": "blk.0.attn_q_norm.weight" in checkpoint.tensors,
+        "qk_norm": "weighted" if "blk.0.attn_q_norm.weight" in checkpoint.tensors else None,
         "tie_word_embeddings": "output.weight" not in checkpoint.tensors,
     }
 

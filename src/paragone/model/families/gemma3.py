@@ -80,7 +80,7 @@ def _from_hf(facts: Facts, _: Checkpoint) -> ModelSpec:
         **_wiring(fields["hidden_size"], facts.number("rms_norm_eps", 1e-6)),
         layers=_layers_from_hf(facts),
         ropes=_ropes_from_hf(facts, fields["max_position_embeddings"]),
-        qk_norm=True,
+        qk_norm="weighted",
         query_scale=facts.number("query_pre_attn_scalar", 256.0) ** -0.5,
         sliding_window=facts.integer("sliding_window", 4096),
         final_logit_softcapping=facts.number("final_logit_softcapping", None),

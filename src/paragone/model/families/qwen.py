@@ -48,7 +48,7 @@ def _hf_spec(facts: Facts, family: str, *, qkv_bias: bool, o_bias: bool, qk_norm
         ropes=(hf_rope(facts, THETA, fields["max_position_embeddings"]),),
         qkv_bias=qkv_bias,
         o_bias=o_bias,
-        qk_norm=qk_norm,
+        qk_norm="weighted" if qk_norm else None,
         sliding_window=window,
     )
     facts.expect("hidden_act", "silu")

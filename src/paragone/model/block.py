@@ -1,0 +1,88 @@
+"""The blocks: how norms, attention, MLP and the residual stream are wired."""
+
+from torch import Tensor
+
+from paragone.model.attention import Attention, View
+from paragone.model.cache import KVCache
+from paragone.model.linear import Linear
+from paragone.model.mlp import MLP, MoE
+from paragone.model.norm import Norm
+
+
+class Block:
+    """Pre-norm: x += A(norm x); x += F(norm x)."""
+
+    def __init__(self, attn: Attention, mlp: MLP | MoE, norms: list[Norm]) -> None:
+        self.attn, self.mlp, self.norms = attn, mlp, norms
+
+    def __call__(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor] | None,
+        view: View,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        x = x + self.attn(self.norms[0](x), cos_sin, view, cache, layer)
+        return x + self.mlp(self.norms[1](x))
+
+    def linears(self) -> list[Linear]:
+        """The block's matrices."""
+        return [self.attn.qkv, self.attn.o, *self.mlp.linears()]
+
+    def vectors(self) -> list[Tensor]:
+        """The block's other weights."""
+        norms = [vector for norm in self.norms for vector in norm.vectors()]
+        biases = [linear.bias for linear in self.linears()]
+        return [v for v in (*norms, *biases, self.attn.qk_norm) if v is not None]
+
+    @property
+    def decode_bytes(self) -> int:
+        """Bytes of matrices that one token reads."""
+        return self.attn.qkv.weight_bytes + self.attn.o.weight_bytes + self.mlp.decode_bytes
+
+
+class SandwichBlock(Block):
+    """Norms on both sides: x += post(A(norm x)); x += post(F(norm x)). norms: the four in this order."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor] | None,
+        view: View,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        x = x + self.norms[1](self.attn(self.norms[0](x), cos_sin, view, cache, layer))
+        return x + self.norms[3](self.mlp(self.norms[2](x)))
+
+
+class ParallelBlock(Block):
+    """Attention and MLP side by side: x += A(norm x) + F(norm x), with one norm for both or one for each."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        cos_sin: tuple[Tensor, Tensor] | None,
+        view: View,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        normed = self.norms[0](x)
+        attended = self.attn(normed, cos_sin, view, cache, layer)
+        return attended + self.mlp(normed if len(self.norms) == 1 else self.norms[1](x)) + x
+
+
+BLOCKS = {
+    "pre": Block,
+    "sandwich": SandwichBlock,
+    "parallel": ParallelBlock,
+    "parallel_two_norms": ParallelBlock,
+}
+# The neutral names of each kind's norms, in the order in which the block takes them.
+BLOCK_NORMS = {
+    "pre": ("attn_norm", "mlp_norm"),
+    "sandwich": ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm"),
+    "parallel": ("attn_norm",),
+    "parallel_two_norms": ("attn_norm", "mlp_norm"),
+}
