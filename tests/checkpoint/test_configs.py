@@ -45,7 +45,7 @@ def test_the_unchanged_copy_loads(folder, tmp_path):
     ("changes", "error", "message"),
     [
         ({"model_type": "lama"}, BadConfiguration, "'lama' is not supported. Did you mean llama"),
-        ({"model_type": "mamba"}, BadConfiguration, "Known: gemma3_text, llama"),
+        ({"model_type": "mamba"}, BadConfiguration, "Known: bloom, falcon"),
         ({"model_type": None}, MalformedData, "model_type is missing"),
         ({"logit_scale": 0.5}, BadConfiguration, "unknown key 'logit_scale'"),
         ({"hiden_size": 64}, BadConfiguration, "did you mean 'hidden_size'"),

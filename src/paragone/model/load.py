@@ -241,15 +241,13 @@ class _Loader:
 
         Loading them costs nothing, and processes that run the same model share the memory.
         """
+        if self.device.type != "cpu" or any(template(n) in self.family.converted for n in names):
+            return []
         tensors = [self.take(n, (size, width)) for n, size in zip(names, sizes, strict=True)]
         as_needed = all(
             IN_PLACE.get(t.type.name) == self.dtype and t.offset % self.dtype.itemsize == 0 for t in tensors
         )
-        if (
-            not as_needed
-            or self.device.type != "cpu"
-            or any(template(n) in self.family.fixups for n in names)
-        ):
+        if not as_needed:
             return []
         for tensor in tensors:
             self.in_place.add(id(tensor.file))

@@ -47,6 +47,7 @@ class RopeSpec:
     factors: tuple[float, ...] = ()  # per frequency, divided by: what GGUF's rope_freqs.weight holds
     long_factors: tuple[float, ...] = ()  # longrope: those beyond the original context; `factors` within
     max_position_embeddings: int = 0  # dynamic: where the scaling begins
+    partial: float = 1.0  # the share of a head that `dim` is
     dim: int | None = None
     pairs: bool = False
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,8 @@ class Family:
 
     `names` maps neutral parameter names to the file's; `{}` stands for the numbers of layer and expert, and
     `NAME[{}]` for one matrix of a stack. `fixups` maps neutral names to what their values need before they
-    mean the same as ours. `transposed` are stored with their inputs first. `ignored_tensors` are in some
+    mean the same as ours. `layouts` are other ways to name tensors: (a tensor that tells it, the names that
+    differ). `transposed` are stored with their inputs first. `ignored_tensors` are in some
     files and hold nothing that the model needs.
     """
 
@@ -29,15 +30,32 @@ class Family:
     names: Mapping[str, str]
     fixups: Mapping[str, FixUp] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
+    layouts: tuple[tuple[str, Mapping[str, str]], ...] = ()
     ignored_tensors: frozenset[str] = frozenset()
+
+    @property
+    def converted(self) -> frozenset[str]:
+        """Neutral names of what does not lie in the file as it is needed."""
+        return self.transposed | frozenset(self.fixups)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
     """The family of a checkpoint, or BadConfiguration saying which it is and which are known."""
-    from paragone.model.families import gemma3, llama, qwen
+    from paragone.model.families import (
+        bloom,
+        falcon,
+        gemma,
+        gemma3,
+        llama,
+        llama4,
+        mistral,
+        phi,
+        qwen,
+        qwen_moe,
+    )
 
     families: dict[Dialect, dict[str, Family]] = {"hf": {}, "gguf": {}}
-    for module in (llama, qwen, gemma3):
+    for module in (llama, llama4, mistral, gemma, gemma3, qwen, qwen_moe, phi, falcon, bloom):
         for dialect, table in module.FAMILIES.items():
             families[dialect].update(table)
     known = families[checkpoint.dialect]
@@ -49,7 +67,11 @@ def family_of(checkpoint: Checkpoint) -> Family:
             f"{checkpoint.config_path}: architecture {name[:80]!r} is not supported.{hint} "
             f"Known: {', '.join(sorted(known))}."
         )
-    return known[name]
+    family = known[name]
+    for telling, names in family.layouts:
+        if telling in checkpoint.tensors:
+            return replace(family, names={**family.names, **names})
+    return family
 
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:

@@ -1,5 +1,6 @@
 """What the families share: name tables, ignored keys, and the reading of rope parameters."""
 
+from dataclasses import replace
 from typing import Any
 
 from paragone import limits
@@ -140,7 +141,15 @@ def eos_ids(facts: Facts) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def hf_rope(facts: Facts, theta: float, max_positions: int) -> RopeSpec:
+def hf_rope(
+    facts: Facts,
+    theta: float,
+    max_positions: int,
+    *,
+    head_dim: int = 0,
+    partial: float = 1.0,
+    original: int | None = None,
+) -> RopeSpec:
     """The rope of a config.json: `rope_parameters` (new), or `rope_theta` with `rope_scaling` (old)."""
     if facts.has("rope_parameters"):
         parameters = facts.sub("rope_parameters")
@@ -150,16 +159,28 @@ def hf_rope(facts: Facts, theta: float, max_positions: int) -> RopeSpec:
     else:
         parameters = facts.sub("rope_scaling")
         theta = facts.number("rope_theta", theta)
-    return rope_from(parameters, theta, max_positions)
+    if head_dim:  # families that may turn a part of each head
+        partial = facts.number("partial_rotary_factor", partial)
+    spec = rope_from(parameters, theta, max_positions, partial, original)
+    turned = int(head_dim * spec.partial)
+    return replace(spec, dim=turned) if head_dim and turned < head_dim else spec
 
 
-def rope_from(parameters: Facts, theta: float, max_positions: int) -> RopeSpec:
-    """One rope from its parameters. `type` is the old name of `rope_type`."""
+def rope_from(
+    parameters: Facts,
+    theta: float,
+    max_positions: int,
+    partial: float = 1.0,
+    outer_original: int | None = None,
+) -> RopeSpec:
+    """One rope from its parameters. `type` is the old name of `rope_type`; an original context that stands
+    beside the parameters wins over theirs."""
     kind = parameters.text("rope_type", parameters.text("type", "default"))
     parameters.raw("type", None)
     parameters.raw("rope_theta", None)
     number, integer = parameters.number, parameters.integer
     original = integer("original_max_position_embeddings", max_positions)
+    original = outer_original or original
     if kind in ("default", "none"):
         spec = RopeSpec(theta)
     elif kind == "linear":
@@ -184,13 +205,53 @@ def rope_from(parameters: Facts, theta: float, max_positions: int) -> RopeSpec:
             beta_slow=number("beta_slow", 1.0),
             attention_factor=number("attention_factor", None),
         )
-    else:
-        raise BadConfiguration(
-            f"{parameters.path}: rope scaling {kind!r} is not supported. Known: linear, llama3, yarn."
+    elif kind in ("longrope", "su"):
+        spec = RopeSpec(
+            theta,
+            "longrope",
+            number("factor", max(max_positions / original, 1.0)),
+            original_max_position_embeddings=original,
+            attention_factor=number("attention_factor", None),
+            factors=_factors(parameters, "short_factor"),
+            long_factors=_factors(parameters, "long_factor"),
         )
-    parameters.expect("partial_rotary_factor", 1.0)
+    elif kind == "dynamic":
+        spec = RopeSpec(theta, "dynamic", number("factor"), max_position_embeddings=max_positions)
+    else:
+        known = "linear, llama3, yarn, longrope, dynamic"
+        raise BadConfiguration(f"{parameters.path}: rope scaling {kind!r} is not supported. Known: {known}.")
+    partial = parameters.number("partial_rotary_factor", partial)
+    if not 0 < partial <= 1:
+        raise parameters.fail("partial_rotary_factor", f"is {partial}, not a share of the head")
     parameters.finish(())
-    return spec
+    return replace(spec, partial=partial)
+
+
+def _factors(parameters: Facts, key: str) -> tuple[float, ...]:
+    """A list of positive divisors, one a frequency."""
+    values = parameters.raw(key)
+    good = isinstance(values, list) and 0 < len(values) <= limits.HIDDEN_SIZE
+    if not good or not all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values):
+        raise parameters.fail(key, "is not a list of positive numbers")
+    return tuple(map(float, values))
+
+
+def flags(facts: Facts, key: str, count: int, default: list[bool]) -> list[bool]:
+    """One flag a layer: a list of `count` zeros and ones, or the default."""
+    values = facts.raw(key, None)
+    if not values:
+        return default
+    if not isinstance(values, list) or len(values) != count or not all(v in (0, 1) for v in values):
+        raise facts.fail(key, f"is not a list of {count} zeros and ones")
+    return [bool(v) for v in values]
+
+
+def numbers_below(facts: Facts, key: str, count: int) -> set[int]:
+    """Layers that are named by their numbers."""
+    values = facts.raw(key, [])
+    if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
+        raise facts.fail(key, "is not a list of layer numbers")
+    return {v for v in values if v < count}
 
 
 def gguf_rope(facts: Facts, checkpoint: Checkpoint, theta: float, head_dim: int) -> RopeSpec:

@@ -5,6 +5,7 @@ Sources: arXiv 2503.19786; transformers' `Gemma3ForCausalLM` for the numbers. Hu
 norm weights minus one, GGUF files store them whole; here a norm weight is always whole.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.facts import Facts
-from paragone.model.families import Family
+from paragone.model.families import Family, FixUp
 from paragone.model.families.common import (
     GGUF_IGNORED_PREFIXES,
     GGUF_NAMES,
@@ -137,19 +138,18 @@ def _whole(rows: NDArray[np.generic], _: ModelSpec) -> NDArray[np.generic]:
     return (1.0 + rows.astype(np.float32)).astype(np.float32)
 
 
-_NAMES = HF_NAMES | {
+def whole_norms(names: Mapping[str, str]) -> dict[str, FixUp]:
+    """The fix-up of every norm weight of a Gemma."""
+    return {name: _whole for name in names if name.split(".")[-2].endswith("norm")}
+
+
+HF_NAMES_OF_SANDWICH = HF_NAMES | {
     "layers.{}.attn_post_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
     "layers.{}.mlp_norm.weight": "model.layers.{}.pre_feedforward_layernorm.weight",
     "layers.{}.mlp_post_norm.weight": "model.layers.{}.post_feedforward_layernorm.weight",
 }
 
 FAMILIES = {
-    "hf": {
-        "gemma3_text": Family(
-            _from_hf,
-            _NAMES,
-            fixups={name: _whole for name in _NAMES if name.split(".")[-2].endswith("norm")},
-        )
-    },
+    "hf": {"gemma3_text": Family(_from_hf, HF_NAMES_OF_SANDWICH, fixups=whole_norms(HF_NAMES_OF_SANDWICH))},
     "gguf": {"gemma3": Family(_from_gguf, GGUF_NAMES)},
 }
