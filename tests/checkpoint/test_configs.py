@@ -149,12 +149,39 @@ KEYS = st.sampled_from(
         "rope_local_base_freq",
         "attention_bias",
         "mlp_bias",
+        "num_local_experts",
+        "num_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "mlp_only_layers",
+        "decoder_sparse_step",
+        "no_rope_layers",
+        "moe_layers",
+        "interleave_moe_layer_step",
+        "attention_chunk_size",
+        "floor_scale",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+        "num_kv_heads",
+        "new_decoder_architecture",
+        "num_ln_in_parallel_attn",
+        "alibi",
+        "n_layer",
+        "n_head",
+        "attn_logit_softcapping",
     ]
 )
+MODEL_TYPES = [
+    "llama", "llama4_text", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "qwen2_moe",
+    "qwen3_moe", "phi", "phi3", "falcon", "bloom",
+]  # fmt: skip
+ARCHITECTURES = [
+    "llama", "gemma", "gemma2", "gemma3", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "phi2", "phi3", "falcon", "bloom",
+]  # fmt: skip
 
 
 @settings(max_examples=1500, deadline=None)
-@given(st.sampled_from(["llama", "qwen2", "qwen3", "gemma3_text"]), st.dictionaries(KEYS, VALUES, max_size=6))
+@given(st.sampled_from(MODEL_TYPES), st.dictionaries(KEYS, VALUES, max_size=6))
 def test_any_configuration_is_a_spec_or_an_error_of_ours(model_type, changes):
     base = {
         "model_type": model_type, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
@@ -192,12 +219,16 @@ GGUF_KEYS = st.sampled_from(
         "attention.sliding_window_pattern",
         "final_logit_softcapping",
         "expert_count",
+        "expert_used_count",
+        "expert_feed_forward_length",
+        "attention.layer_norm_epsilon",
+        "rope.scaling.original_context_length",
     ]
 )
 
 
 @settings(max_examples=1500, deadline=None)
-@given(st.sampled_from(["llama", "qwen2", "qwen3", "gemma3"]), st.dictionaries(GGUF_KEYS, VALUES, max_size=6))
+@given(st.sampled_from(ARCHITECTURES), st.dictionaries(GGUF_KEYS, VALUES, max_size=6))
 def test_any_gguf_metadata_is_a_spec_or_an_error_of_ours(arch, changes):
     from pathlib import Path
 
@@ -218,6 +249,39 @@ def test_any_gguf_metadata_is_a_spec_or_an_error_of_ours(arch, changes):
         assert spec_of(checkpoint).num_layers >= 1
     except ParagoneError as err:
         assert "m.gguf" in str(err)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("mixtral", {"num_experts_per_tok": 9}, "9 of 4 experts"),
+        ("mixtral", {"num_local_experts": 0}, "num_local_experts"),
+        ("mixtral", {"num_local_experts": 5}, "tensors are missing"),
+        ("qwen2_moe", {"mlp_only_layers": ["x"]}, "mlp_only_layers"),
+        ("qwen2_moe", {"moe_intermediate_size": 64}, r"needs \[64, 64\]"),
+        ("phi", {"partial_rotary_factor": 1.5, "rope_parameters": None}, "not a share"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+        ("phi3_longrope", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}}, "1 short and 1 long"),
+        ("phi3_longrope", {"rope_parameters": {"rope_type": "longrope", "short_factor": "x", "long_factor": [1]}}, "short_factor"),
+        ("phi3_longrope", {"rope_parameters": {"rope_type": "longrope", "long_factor": [-1] * 8}}, "long_factor|short_factor"),
+        ("falcon_40b", {"num_kv_heads": 3}, "cannot share"),
+        ("falcon_7b", {"new_decoder_architecture": True}, "missing"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual"),
+        ("bloom", {"n_head": 5}, "tensor|needs|odd"),
+        ("llama4", {"no_rope_layers": [1, 2]}, "no_rope_layers"),
+        ("llama4", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gemma2", {"sliding_window": -1}, "sliding_window"),
+        ("mistral_window", {"sliding_window": "wide"}, "sliding_window"),
+    ],
+)  # fmt: skip
+def test_wrong_configurations_of_other_families(name, changes, message, tmp_path):
+    from tests.tiny import CASES
+
+    next(c for c in CASES if c.name == name).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(ParagoneError, match=message):
+        load_decoder(open_checkpoint(tmp_path), "fp32")
 
 
 def test_loading_proves_that_every_tensor_is_used(folder, tmp_path):

@@ -6,8 +6,11 @@ as 5e-5 of it (a GELU of the wrong kind), so nothing looser would do.
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from paragone.checkpoint.checkpoint import open_checkpoint
+from paragone.engine.generate import Generation, Request
+from paragone.engine.request import SamplingParams
 from paragone.model.load import load_decoder
 from paragone.ops import implementation
 from tests.tiny import CASES, WINDOW, Case
@@ -132,3 +135,82 @@ def test_sharded_folder_loads_alike(tmp_path):
     ids = ids_of(one)
     with torch.inference_mode():
         assert torch.equal(one(ids), many(ids))
+
+
+def relabelled(folder, target, change):
+    """The same weights in a folder of their own, named otherwise."""
+    target.mkdir()
+    (target / "config.json").write_text((folder / "config.json").read_text())
+    tensors = {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        change(tensors, name, value)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, target / "model.safetensors")
+    return load_decoder(open_checkpoint(target), "fp32")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "bloom"])
+@torch.inference_mode()
+def test_other_layouts_load_alike(name, tmp_path):
+    """Experts in stacks, as transformers 5 has them in memory; BLOOM without its prefix, as it is published."""
+    case = next(c for c in CASES if c.name == name)
+    case.save(tmp_path / "one")
+    model = case.build()
+
+    def stacked(tensors, name, value):
+        if "experts." not in name:
+            tensors[name.replace("block_sparse_moe", "mlp").removeprefix("transformer.")] = value
+
+    def with_stacks(tensors, name, value):
+        stacked(tensors, name, value)
+        tensors |= {n: p for n, p in model.state_dict().items() if "mlp.experts." in n}
+
+    one = load_decoder(open_checkpoint(tmp_path / "one"), "fp32")
+    other = relabelled(tmp_path / "one", tmp_path / "other", stacked if name == "bloom" else with_stacks)
+    ids = ids_of(one)
+    assert torch.equal(one(ids), other(ids))
+
+
+@torch.inference_mode()
+def test_one_token_reads_only_the_chosen_experts(tmp_path):
+    """In bytes: attention, router, two of four experts, head; and a dense model of all experts reads more."""
+    case = next(c for c in CASES if c.name == "mixtral")
+    case.save(tmp_path)
+    decoder = load_decoder(open_checkpoint(tmp_path), "fp32")
+    expert = 4 * 3 * 64 * 96
+    assert decoder.weight_bytes - decoder.embedding_bytes - decoder.decode_bytes == 3 * (4 - 2) * expert
+    touched = set()
+    for layer, block in enumerate(decoder.blocks):
+        for number, mlp in enumerate(block.mlp.experts):
+            block.mlp.experts[number] = Spy(mlp, touched, (layer, number))
+    decoder(ids_of(decoder, batch=1, length=1))
+    assert len(touched) == 3 * 2
+
+
+class Spy:
+    def __init__(self, mlp, touched, key):
+        self.mlp, self.touched, self.key = mlp, touched, key
+
+    def __call__(self, x):
+        self.touched.add(self.key)
+        return self.mlp(x)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["phi3_longrope", "phi4_mini"])
+def test_generation_across_the_original_context(name, tmp_path, smollm2_tokenizer):
+    """Beyond the original context all tokens turn otherwise, those before included: each token must be what
+    a whole pass over the text so far gives."""
+    case = next(c for c in CASES if c.name == name)
+    case.save(tmp_path)
+    decoder = load_decoder(open_checkpoint(tmp_path), "fp32")
+    for length in (20, 31, 32, 40):
+        prompt = ids_of(decoder, batch=1, length=length)[0].tolist()
+        run = Generation(
+            decoder, smollm2_tokenizer, [Request(prompt, SamplingParams(max_tokens=16, ignore_eos=True))]
+        )
+        for _ in run:
+            pass
+        want = list(prompt)
+        for _ in range(16):
+            want.append(int(decoder(torch.tensor([want]))[0, -1].argmax()))
+        assert run.completions[0].token_ids == want[length:]

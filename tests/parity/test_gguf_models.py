@@ -1,5 +1,7 @@
 """Models written as GGUF give the logits of the folder they came from; real weights give transformers'."""
 
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
@@ -11,12 +13,22 @@ from paragone.model.load import load_decoder
 from tests.real import GEMMA3, SMOLLM2, path_of
 from tests.tiny import CASES
 
-ARCH = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+ARCH = {
+    "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3", "mistral": "llama",
+    "mixtral": "llama", "gemma": "gemma", "gemma2": "gemma2", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+    "phi": "phi2", "phi3": "phi3", "falcon": "falcon", "bloom": "bloom",
+}  # fmt: skip
 # What GGUF cannot say: yarn's and llama3's parameters beyond a tensor of divisors, windows of Qwen, other
 # query scales of Gemma 3 than its head width's.
 WRITABLE = [c for c in CASES if c.name in
             ("llama1", "llama2_gqa", "llama_biases", "llama3.1", "llama3.2_tied", "llama_linear", "qwen2_tied",
-             "qwen3", "gemma3")]  # fmt: skip
+             "qwen3", "gemma3", "mistral_nemo", "mixtral", "gemma", "gemma2", "qwen2_moe", "qwen3_moe", "phi",
+             "phi3_window", "phi3_longrope", "phi4_mini", "falcon_7b", "falcon_40b", "falcon_11b", "bloom")]  # fmt: skip
+# What the conversion takes as given, so that the folder must have it too.
+GIVEN = {
+    "gemma3": {"query_pre_attn_scalar": 32}, "gemma2": {"query_pre_attn_scalar": 32},
+    "qwen2_moe": {"mlp_only_layers": []}, "qwen3_moe": {"decoder_sparse_step": 1},
+}  # fmt: skip
 
 
 def permuted(weight, heads):
@@ -30,21 +42,83 @@ def write_gguf(model, path):
     c = model.config
     arch = ARCH[c.model_type]
     w = gguf.GGUFWriter(path, arch)
-    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    w.add_context_length(c.max_position_embeddings)
+    heads = c.num_attention_heads
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // heads
+    inner = getattr(c, "intermediate_size", None) or 4 * c.hidden_size
+    kv_heads = getattr(c, "num_key_value_heads", heads)
+    if arch == "falcon":
+        kv_heads = c.num_kv_heads if c.new_decoder_architecture else 1
+    w.add_context_length(getattr(c, "max_position_embeddings", 2048))
     w.add_embedding_length(c.hidden_size)
     w.add_block_count(c.num_hidden_layers)
-    w.add_feed_forward_length(c.intermediate_size)
-    w.add_head_count(c.num_attention_heads)
-    w.add_head_count_kv(c.num_key_value_heads)
-    w.add_layer_norm_rms_eps(c.rms_norm_eps)
-    w.add_key_length(head_dim)
-    w.add_value_length(head_dim)
-    rope = c.rope_parameters
-    if arch == "gemma3":
-        w.add_sliding_window(c.sliding_window)
-        rope = rope["full_attention"]
+    w.add_feed_forward_length(inner)
+    w.add_head_count(heads)
+    w.add_head_count_kv(kv_heads)
+    if hasattr(c, "rms_norm_eps"):
+        w.add_layer_norm_rms_eps(c.rms_norm_eps)
+    else:
+        w.add_layer_norm_eps(getattr(c, "layer_norm_epsilon", None) or c.layer_norm_eps)
+    if arch not in ("falcon", "bloom", "phi2", "phi3"):
+        w.add_key_length(head_dim)
+        w.add_value_length(head_dim)
+    if arch in ("gemma2", "gemma3", "phi3"):
+        w.add_sliding_window(c.sliding_window or 0)
+    if arch == "gemma2":
+        w.add_attn_logit_softcapping(c.attn_logit_softcapping)
+        w.add_final_logit_softcapping(c.final_logit_softcapping)
+    experts = getattr(c, "num_experts", None) or getattr(c, "num_local_experts", None)
+    if experts:
+        w.add_expert_count(experts)
+        w.add_expert_used_count(c.num_experts_per_tok)
+        if arch != "llama":
+            w.add_expert_feed_forward_length(c.moe_intermediate_size)
+        if arch == "qwen2moe":
+            w.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
+    if arch not in ("bloom", "gemma", "gemma2"):
+        write_rope(w, model, arch, head_dim)
+    tensors = dict(model.state_dict())
+    if c.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    names = gguf.get_tensor_name_map(
+        next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch), c.num_hidden_layers
+    )
+    for name, value in tensors.items():
+        data = value.float().numpy()
+        if name.endswith("experts.gate_up_proj"):
+            at = f"blk.{name.split('.')[2]}.ffn_"
+            half = data.shape[1] // 2
+            w.add_tensor(f"{at}gate_exps.weight", np.ascontiguousarray(data[:, :half]))
+            w.add_tensor(f"{at}up_exps.weight", np.ascontiguousarray(data[:, half:]))
+            continue
+        if name.endswith("experts.down_proj"):
+            w.add_tensor(f"blk.{name.split('.')[2]}.ffn_down_exps.weight", data)
+            continue
+        if arch == "llama" and ".q_proj" in name:
+            data = permuted(data, heads)
+        if arch == "llama" and ".k_proj" in name:
+            data = permuted(data, kv_heads)
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            data = data + 1
+        if "query_key_value" in name:
+            groups = data.reshape(kv_heads, heads // kv_heads + 2, head_dim, *data.shape[1:])
+            parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
+            data = np.concatenate([part.reshape(-1, *data.shape[1:]) for part in parts])
+        stored = names.get_name(name, (".weight", ".bias"))
+        stored = stored or names.get_name(name.removeprefix("transformer."), (".weight", ".bias"))
+        w.add_tensor(stored, np.ascontiguousarray(data))
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def write_rope(w, model, arch, head_dim):
+    """Theta, scaling, and the tensors that some scalings are stored in."""
+    rope = model.config.rope_parameters
+    rope = rope["full_attention"] if arch == "gemma3" else rope
     w.add_rope_freq_base(rope["rope_theta"])
+    turned = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+    w.add_rope_dimension_count(turned)
     if rope["rope_type"] == "linear":
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(rope["factor"])
@@ -53,33 +127,16 @@ def write_gguf(model, path):
         w.add_tensor(
             "rope_freqs.weight", (default / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
         )
-    tensors = dict(model.state_dict())
-    if c.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH_NAMES_TO_ENUM[arch]
-                                     if hasattr(gguf, "MODEL_ARCH_NAMES_TO_ENUM")
-                                     else next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch),
-                                     c.num_hidden_layers)  # fmt: skip
-    for name, value in tensors.items():
-        data = value.float().numpy()
-        if arch == "llama" and ".q_proj" in name:
-            data = permuted(data, c.num_attention_heads)
-        if arch == "llama" and ".k_proj" in name:
-            data = permuted(data, c.num_key_value_heads)
-        if arch == "gemma3" and name.endswith("norm.weight"):
-            data = data + 1
-        w.add_tensor(names.get_name(name, (".weight", ".bias")), np.ascontiguousarray(data))
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+    if rope["rope_type"] == "longrope":
+        w.add_rope_scaling_orig_ctx_len(model.config.original_max_position_embeddings)
+        for which in ("long", "short"):
+            w.add_tensor(f"rope_factors_{which}.weight", np.array(rope[f"{which}_factor"], np.float32))
 
 
 @pytest.mark.parametrize("case", WRITABLE, ids=lambda c: c.name)
 @torch.inference_mode()
 def test_gguf_equals_its_folder(case, tmp_path):
-    if case.name == "gemma3":
-        case = type(case)(case.name, case.config, {**case.options, "query_pre_attn_scalar": 32})
+    case = replace(case, options={**case.options, **GIVEN.get(case.name, {})})
     model = case.save(tmp_path / "hf")
     write_gguf(model, tmp_path / "m.gguf")
     ids = torch.randint(0, 128, (2, 48), generator=torch.Generator().manual_seed(2))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from paragone.engine.request import Chunk, Completion, FinishReason, SamplingParams, TokenLogprobs
 from paragone.engine.sampler import Sampler
@@ -109,12 +110,11 @@ class Generation:
             device=decoder.device,
         )
         left = torch.tensor(padding, device=decoder.device) if any(padding) else None
-        for at in range(cache.length, longest, PREFILL_CHUNK):
-            if self.cancelled:
+        hidden = self._prefill(ids, cache, left)
+        while True:
+            if hidden is None:
                 yield from self._end(live)
                 return
-            hidden = decoder.hidden(ids[:, at : at + PREFILL_CHUNK], cache, left)
-        while True:
             logits = decoder.logits(hidden[:, -1])
             keep: list[int] = []
             tokens: list[int] = []
@@ -133,8 +133,25 @@ class Generation:
                 cache.keep_rows(rows)
                 left = None if left is None else left[rows]
                 live = [live[row] for row in keep]
+                ids = ids[rows]
             next_ids = torch.tensor(tokens, device=decoder.device)[:, None]
-            hidden = decoder.hidden(next_ids, cache, left)
+            ids = torch.cat((ids, next_ids), dim=1)
+            if decoder.regime(ids.shape[1]) != decoder.regime(ids.shape[1] - 1):
+                cache.truncate(0)  # the keys so far are turned as those of a shorter text
+                hidden = self._prefill(ids, cache, left)
+            else:
+                hidden = decoder.hidden(next_ids, cache, left)
+
+    def _prefill(self, ids_BT: Tensor, cache: KVCache, left: Tensor | None) -> Tensor | None:
+        """Computes what the cache does not have yet, a bounded number of tokens at a time. Returns the last
+        hidden states, or None where the generation was cancelled."""
+        hidden = None
+        longest = ids_BT.shape[1]
+        for at in range(cache.length, longest, PREFILL_CHUNK):
+            if self.cancelled:
+                return None
+            hidden = self.decoder.hidden(ids_BT[:, at : at + PREFILL_CHUNK], cache, left, longest=longest)
+        return hidden
 
     def _cache_of_previous(self, prompt_ids: list[int]) -> KVCache | None:
         """The previous run's cache, cut to what both have in common; the last token is always computed."""
@@ -142,6 +159,8 @@ class Generation:
         if previous is None or previous._cache is None or len(previous._live) != 1:
             return None
         cache, previous._cache = previous._cache, None
+        if self.decoder.regime(cache.length) != self.decoder.regime(len(prompt_ids)):
+            return None
         sequence = previous._live[0]
         seen = (sequence.request.prompt_ids + sequence.token_ids)[: cache.length]
         pairs = enumerate(zip(seen, prompt_ids[:-1], strict=False))

@@ -66,22 +66,27 @@ class Decoder:
         """An empty cache for `batch` rows of up to `capacity` tokens."""
         return KVCache(self.spec, batch, capacity, self.dtype, self.device)
 
+    def regime(self, longest: int) -> tuple[int, ...]:
+        """How the ropes turn a text of so many tokens. A cache serves one regime only."""
+        return tuple(rope.regime(longest) for rope in self.ropes)
+
     def hidden(
         self,
         ids_BT: Tensor,
         cache: KVCache | None = None,
         left_padding_B: Tensor | None = None,
         positions_BT: Tensor | None = None,
+        longest: int | None = None,
     ) -> Tensor:
         """Final hidden states (B, T, D). Appends to the cache; positions are slots less the left padding
-        unless given."""
+        unless given. `longest`: the length of the whole text of which these tokens are a part."""
         T = ids_BT.shape[1]
         start = 0 if cache is None else cache.length
         if positions_BT is None:
             positions_BT = torch.arange(start, start + T, device=ids_BT.device)[None]
             if left_padding_B is not None:
                 positions_BT = (positions_BT - left_padding_B[:, None]).clamp_min(0)
-        cos_sin = [rope.cos_sin(positions_BT, self.dtype) for rope in self.ropes]
+        cos_sin = [rope.cos_sin(positions_BT, self.dtype, longest) for rope in self.ropes]
         views = self._views(start, T, left_padding_B, ids_BT.device)
         x = self.embed(ids_BT)
         if self.spec.embedding_scale is not None:

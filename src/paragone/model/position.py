@@ -73,11 +73,22 @@ class Rope:
         self.depends_on_length = spec.scaling in ("longrope", "dynamic")
         self.inv, self.scale = inverse_frequencies(spec, self.dim)
 
-    def cos_sin(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def regime(self, longest: int) -> int:
+        """What the frequencies depend on for a text of so many positions: texts of one regime turn alike."""
+        if self.spec.scaling == "longrope":
+            return int(longest > self.spec.original_max_position_embeddings)
+        if self.spec.scaling == "dynamic":
+            return max(longest, self.spec.max_position_embeddings)
+        return 0
+
+    def cos_sin(
+        self, positions_BT: Tensor, dtype: torch.dtype, longest: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, T, 1, dim) each, in `dtype`; sin's first half is negated, as `ops.rope.rotate_` takes it. With
-        neighbouring pairs (B, T, 1, dim / 2) in float32, as `ops.rope.rotate_pairs_` takes them."""
+        neighbouring pairs (B, T, 1, dim / 2) in float32, as `ops.rope.rotate_pairs_` takes them. `longest`:
+        the positions that the whole text will have, where they are a part of it."""
         if self.depends_on_length:
-            longest = int(positions_BT.max()) + 1
+            longest = longest or int(positions_BT.max()) + 1
             self.inv, self.scale = inverse_frequencies(self.spec, self.dim, longest)
         self.inv = self.inv.to(positions_BT.device)
         angles = positions_BT[..., None].float() * self.inv

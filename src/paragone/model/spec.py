@@ -154,8 +154,28 @@ class ModelSpec:
         if self.head_dim % 2:
             raise BadConfiguration(f"{source}: head_dim = {self.head_dim} is odd; rotary needs pairs")
         for rope in self.ropes:
-            if rope.theta <= 1:
-                raise BadConfiguration(f"{source}: rope theta = {rope.theta} is not above 1")
+            self._check_rope(rope, source)
+        moe = self.moe
+        if moe is not None and not 1 <= moe.top_k <= moe.num_experts:
+            raise BadConfiguration(f"{source}: {moe.top_k} of {moe.num_experts} experts cannot be chosen")
+        if moe is not None and not 1 <= moe.intermediate_size <= limits.HIDDEN_SIZE:
+            raise BadConfiguration(f"{source}: experts of width {moe.intermediate_size} cannot be")
         if not math.isfinite(self.attention_scale):
             raise BadConfiguration(f"{source}: attention scale is not finite")
         return self
+
+    def _check_rope(self, rope: RopeSpec, source: object) -> None:
+        dim = self.head_dim if rope.dim is None else rope.dim
+        if rope.theta <= 1:
+            raise BadConfiguration(f"{source}: rope theta = {rope.theta} is not above 1")
+        if dim % 2 or not 2 <= dim <= self.head_dim:
+            raise BadConfiguration(
+                f"{source}: rope turns {dim} of {self.head_dim} numbers, not pairs of them"
+            )
+        if rope.scaling == "longrope" and {len(rope.factors), len(rope.long_factors)} != {dim // 2}:
+            found = f"{len(rope.factors)} short and {len(rope.long_factors)} long factors"
+            raise BadConfiguration(f"{source}: rope has {found}, not {dim // 2} of each")
+        if rope.scaling == "longrope" and rope.original_max_position_embeddings < 2:
+            raise BadConfiguration(f"{source}: longrope needs an original context of two tokens or more")
+        if rope.scaling == "dynamic" and dim < 4:
+            raise BadConfiguration(f"{source}: dynamic rope scaling needs heads of four numbers or more")

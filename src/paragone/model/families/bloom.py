@@ -8,6 +8,7 @@ from paragone.checkpoint.facts import Facts
 from paragone.model.families import Family
 from paragone.model.families.common import HF_IGNORED, eos_ids, layer_count
 from paragone.model.families.falcon import SPLITS, transformer_names
+from paragone.model.families.gguf import GGUF_BIASED_NAMES, GGUF_FUSED, GGUF_IGNORED_PREFIXES, gguf_fields
 from paragone.model.spec import LayerSpec, ModelSpec, NormSpec
 
 # How the training framework computed, and old names; none changes the numbers.
@@ -49,6 +50,23 @@ def _from_hf(facts: Facts, _: Checkpoint) -> ModelSpec:
     return spec
 
 
+def _from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
+    fields = gguf_fields(facts, checkpoint)
+    spec = ModelSpec(
+        family="bloom",
+        **fields,
+        layers=(LayerSpec(rope=None),) * layer_count(facts, "block_count"),
+        norm=NormSpec(facts.number("attention.layer_norm_epsilon"), kind="layer"),
+        ropes=(),
+        alibi="bloom",
+        activation="gelu_bloom",
+        gated_mlp=False,
+        embedding_norm=True,
+    )
+    facts.finish((), GGUF_IGNORED_PREFIXES)
+    return spec
+
+
 FAMILIES = {
     "hf": {
         "bloom": Family(
@@ -57,5 +75,6 @@ FAMILIES = {
             fixups=SPLITS,
             layouts=(("word_embeddings.weight", transformer_names("")),),  # as the base models are published
         )
-    }
+    },
+    "gguf": {"bloom": Family(_from_gguf, GGUF_BIASED_NAMES | GGUF_FUSED)},
 }

@@ -1,12 +1,11 @@
-"""What the families share: name tables, ignored keys, and the reading of rope parameters."""
+"""What the families share when they are read from config.json: names, ignored keys, ropes, layers."""
 
 from dataclasses import replace
 from typing import Any
 
 from paragone import limits
-from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.facts import Facts
-from paragone.errors import BadConfiguration, MalformedData
+from paragone.errors import BadConfiguration
 from paragone.model.spec import LayerSpec, RopeSpec
 
 # Neutral names. `qkv` and `gate_up` are one product here; files hold the parts.
@@ -32,31 +31,6 @@ HF_NAMES = {
     "layers.{}.mlp.gate.bias": "model.layers.{}.mlp.gate_proj.bias",
     "layers.{}.mlp.up.bias": "model.layers.{}.mlp.up_proj.bias",
     "layers.{}.mlp.down.bias": "model.layers.{}.mlp.down_proj.bias",
-}
-
-GGUF_NAMES = {
-    "embed.weight": "token_embd.weight",
-    "final_norm.weight": "output_norm.weight",
-    "head.weight": "output.weight",
-    "layers.{}.attn_norm.weight": "blk.{}.attn_norm.weight",
-    "layers.{}.attn_post_norm.weight": "blk.{}.post_attention_norm.weight",
-    "layers.{}.mlp_norm.weight": "blk.{}.ffn_norm.weight",
-    "layers.{}.mlp_post_norm.weight": "blk.{}.post_ffw_norm.weight",
-    "layers.{}.attn.q_norm.weight": "blk.{}.attn_q_norm.weight",
-    "layers.{}.attn.k_norm.weight": "blk.{}.attn_k_norm.weight",
-    **{
-        f"layers.{{}}.{ours}.{kind}": f"blk.{{}}.{theirs}.{kind}"
-        for kind in ("weight", "bias")
-        for ours, theirs in {
-            "attn.q": "attn_q",
-            "attn.k": "attn_k",
-            "attn.v": "attn_v",
-            "attn.o": "attn_output",
-            "mlp.gate": "ffn_gate",
-            "mlp.up": "ffn_up",
-            "mlp.down": "ffn_down",
-        }.items()
-    },
 }
 
 # Keys of config.json that say nothing about the arithmetic of a forward pass.
@@ -127,9 +101,6 @@ HF_IGNORED = frozenset(
         "use_cache",
     ]
 )
-
-# GGUF metadata about the file, its origin and its tokenizer, not about the arithmetic.
-GGUF_IGNORED_PREFIXES = ("general.", "tokenizer.", "quantize.", "split.", "imatrix.")
 
 
 def eos_ids(facts: Facts) -> tuple[int, ...]:
@@ -254,33 +225,6 @@ def numbers_below(facts: Facts, key: str, count: int) -> set[int]:
     return {v for v in values if v < count}
 
 
-def gguf_rope(facts: Facts, checkpoint: Checkpoint, theta: float, head_dim: int) -> RopeSpec:
-    """The rope of GGUF metadata. Llama 3's scaling is a tensor of divisors, not a key."""
-    facts.expect("rope.dimension_count", head_dim)
-    theta = facts.number("rope.freq_base", theta)
-    kind = facts.text("rope.scaling.type", "none")
-    factor = facts.number("rope.scaling.factor", None, positive=False) or 1.0
-    if factor <= 0:
-        raise facts.fail("rope.scaling.factor", f"is {factor}, not positive")
-    original = facts.integer("rope.scaling.original_context_length", None)
-    facts.raw("rope.scaling.finetuned", None)
-    factors = checkpoint.tensors.get("rope_freqs.weight")
-    if factors is not None:
-        if factors.shape != (head_dim // 2,) or factors.type.name != "F32":
-            raise facts.fail("rope_freqs.weight", f"does not hold {head_dim // 2} F32 divisors")
-        values = tuple(float(v) for v in factors.rows())
-        if len(values) != head_dim // 2 or not all(v > 0 for v in values):
-            raise facts.fail("rope_freqs.weight", f"does not hold {head_dim // 2} positive divisors")
-        return RopeSpec(theta, "factors", factors=values)
-    if kind == "none":
-        return RopeSpec(theta)
-    if kind == "linear":
-        return RopeSpec(theta, "linear", factor=factor)
-    if kind == "yarn" and original:
-        return RopeSpec(theta, "yarn", factor, original_max_position_embeddings=original)
-    raise BadConfiguration(f"{facts.path}: rope scaling {kind!r} is not supported. Known: linear, yarn.")
-
-
 def hf_fields(facts: Facts, defaults: dict[str, Any]) -> dict[str, Any]:
     """The fields of ModelSpec that every config.json names alike; `defaults` are the class's own."""
     integer = facts.integer
@@ -300,31 +244,6 @@ def hf_fields(facts: Facts, defaults: dict[str, Any]) -> dict[str, Any]:
         "max_position_embeddings": size("max_position_embeddings"),
         "tie_word_embeddings": facts.flag("tie_word_embeddings", defaults.get("tie_word_embeddings", False)),
         "eos_token_ids": eos_ids(facts),
-    }
-
-
-def gguf_fields(facts: Facts, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The fields of ModelSpec that every architecture's GGUF metadata name alike."""
-    hidden, heads = facts.integer("embedding_length"), facts.integer("attention.head_count")
-    head_dim = facts.integer("attention.key_length", None) or max(hidden // heads, 1)
-    facts.expect("attention.value_length", head_dim)
-    facts.integer("vocab_size", None)
-    embedding = checkpoint.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise MalformedData(f"{checkpoint.path}: the tensor token_embd.weight is missing or no matrix")
-    return {
-        "vocab_size": embedding.shape[0],
-        "hidden_size": hidden,
-        "intermediate_size": facts.integer("feed_forward_length"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": facts.integer("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "max_position_embeddings": facts.integer("context_length"),
-        "qkv_bias": "blk.0.attn_q.bias" in checkpoint.tensors,
-        "o_bias": "blk.0.attn_output.bias" in checkpoint.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in checkpoint.tensors,
-        "qk_norm": "weighted" if "blk.0.attn_q_norm.weight" in checkpoint.tensors else None,
-        "tie_word_embeddings": "output.weight" not in checkpoint.tensors,
     }
 
 

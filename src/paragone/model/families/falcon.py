@@ -13,6 +13,13 @@ from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.facts import Facts
 from paragone.model.families import Family
 from paragone.model.families.common import HF_IGNORED, eos_ids, hf_rope, layer_count
+from paragone.model.families.gguf import (
+    GGUF_BIASED_NAMES,
+    GGUF_FUSED,
+    GGUF_IGNORED_PREFIXES,
+    gguf_fields,
+    gguf_rope,
+)
 from paragone.model.spec import LayerSpec, ModelSpec, NormSpec
 
 
@@ -61,6 +68,23 @@ def _from_hf(facts: Facts, _: Checkpoint) -> ModelSpec:
     return spec
 
 
+def _from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
+    fields = gguf_fields(facts, checkpoint)
+    spec = ModelSpec(
+        family="falcon",
+        **fields,
+        layers=(LayerSpec(),) * layer_count(facts, "block_count"),
+        norm=NormSpec(facts.number("attention.layer_norm_epsilon"), kind="layer"),
+        ropes=(gguf_rope(facts, checkpoint, 10_000.0, fields["head_dim"]),),
+        block="parallel_two_norms" if "blk.0.attn_norm_2.weight" in checkpoint.tensors else "parallel",
+        activation="gelu",
+        gated_mlp=False,
+    )
+    facts.raw("tensor_data_layout", None)
+    facts.finish((), GGUF_IGNORED_PREFIXES)
+    return spec
+
+
 def split_heads(rows: NDArray[Any], spec: ModelSpec) -> NDArray[Any]:
     """Queries, keys and values, stored group by group (each key head's queries, its key, its value), to all
     queries, all keys, all values. One rule for one key head, groups, and a key head for each query."""
@@ -100,6 +124,12 @@ _TWO_NORMS = {
     for half in ("attn", "mlp")
     for kind in ("weight", "bias")
 }
+# The file's first norm is the MLP's, its second the attention's.
+_GGUF_TWO_NORMS = {
+    f"layers.{{}}.{ours}.{kind}": f"blk.{{}}.{theirs}.{kind}"
+    for ours, theirs in (("mlp_norm", "attn_norm"), ("attn_norm", "attn_norm_2"))
+    for kind in ("weight", "bias")
+}
 
 FAMILIES = {
     "hf": {
@@ -109,5 +139,12 @@ FAMILIES = {
             fixups=SPLITS,
             layouts=(("transformer.h.0.ln_attn.weight", _TWO_NORMS),),
         )
-    }
+    },
+    "gguf": {
+        "falcon": Family(
+            _from_gguf,
+            GGUF_BIASED_NAMES | GGUF_FUSED,
+            layouts=(("blk.0.attn_norm_2.weight", _GGUF_TWO_NORMS),),
+        )
+    },
 }

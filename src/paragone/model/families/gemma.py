@@ -20,9 +20,12 @@ from paragone.model.families.common import (
     typed_layers,
 )
 from paragone.model.families.gemma3 import HF_NAMES_OF_SANDWICH, whole_norms
+from paragone.model.families.gguf import GGUF_IGNORED_PREFIXES, GGUF_NAMES, gguf_fields, gguf_rope
 from paragone.model.spec import LayerSpec, ModelSpec, NormSpec
 
 THETA = 10_000.0
+# GGUF does not store the query scale: of the 27B model, which has 46 layers, it is not head_dim's.
+LAYERS_OF_27B = 46
 DEFAULTS = {
     "vocab_size": 256_000,
     "head_dim": 256,
@@ -83,6 +86,43 @@ def _gemma2_from_hf(facts: Facts, _: Checkpoint) -> ModelSpec:
     return spec
 
 
+def _gguf_common(facts: Facts, checkpoint: Checkpoint) -> dict[str, Any]:
+    fields = gguf_fields(facts, checkpoint)
+    return fields | {
+        "norm": NormSpec(facts.number("attention.layer_norm_rms_epsilon"), scale_in_float32=True),
+        "ropes": (gguf_rope(facts, checkpoint, THETA, fields["head_dim"]),),
+        "activation": "gelu_tanh",
+        "embedding_scale": fields["hidden_size"] ** 0.5,
+    }
+
+
+def _from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
+    fields = _gguf_common(facts, checkpoint)
+    spec = ModelSpec(family="gemma", **fields, layers=(LayerSpec(),) * layer_count(facts, "block_count"))
+    facts.finish((), GGUF_IGNORED_PREFIXES)
+    return spec
+
+
+def _gemma2_from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
+    fields = _gguf_common(facts, checkpoint)
+    count = layer_count(facts, "block_count")
+    scalar = fields["head_dim"]
+    if count == LAYERS_OF_27B:
+        scalar = fields["hidden_size"] / fields["num_attention_heads"]
+    spec = ModelSpec(
+        family="gemma2",
+        **fields,
+        layers=tuple(LayerSpec("full" if i % 2 else "sliding") for i in range(count)),
+        block="sandwich",
+        query_scale=scalar**-0.5,
+        sliding_window=facts.integer("attention.sliding_window", 4096),
+        attn_logit_softcapping=facts.number("attn_logit_softcapping", 50.0),
+        final_logit_softcapping=facts.number("final_logit_softcapping", 30.0),
+    )
+    facts.finish((), GGUF_IGNORED_PREFIXES)
+    return spec
+
+
 def _cap(facts: Facts, key: str, default: float) -> float | None:
     """A soft cap: null means none, absence the class's own."""
     value: float | None = facts.number(key, None if key in facts.values else default)
@@ -93,5 +133,6 @@ FAMILIES = {
     "hf": {
         "gemma": Family(_from_hf, HF_NAMES, fixups=whole_norms(HF_NAMES)),
         "gemma2": Family(_gemma2_from_hf, HF_NAMES_OF_SANDWICH, fixups=whole_norms(HF_NAMES_OF_SANDWICH)),
-    }
+    },
+    "gguf": {"gemma": Family(_from_gguf, GGUF_NAMES), "gemma2": Family(_gemma2_from_gguf, GGUF_NAMES)},
 }

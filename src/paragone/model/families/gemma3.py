@@ -15,18 +15,15 @@ from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.facts import Facts
 from paragone.model.families import Family, FixUp
 from paragone.model.families.common import (
-    GGUF_IGNORED_PREFIXES,
-    GGUF_NAMES,
     HF_IGNORED,
     HF_NAMES,
-    gguf_fields,
-    gguf_rope,
     hf_fields,
     layer_count,
     layer_types,
     rope_from,
     typed_layers,
 )
+from paragone.model.families.gguf import GGUF_IGNORED_PREFIXES, GGUF_NAMES, gguf_fields, gguf_rope
 from paragone.model.spec import LayerSpec, ModelSpec, NormSpec, RopeSpec
 
 # What the reference class assumes where a config.json is silent; the text part of the multimodal

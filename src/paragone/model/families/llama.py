@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.facts import Facts
 from paragone.model.families import Family
-from paragone.model.families.common import (
+from paragone.model.families.common import HF_IGNORED, HF_NAMES, hf_fields, hf_rope, layer_count
+from paragone.model.families.gguf import (
     GGUF_IGNORED_PREFIXES,
-    GGUF_NAMES,
-    HF_IGNORED,
-    HF_NAMES,
+    GGUF_MOE_NAMES,
     gguf_fields,
+    gguf_moe,
+    gguf_moe_layers,
     gguf_rope,
-    hf_fields,
-    hf_rope,
-    layer_count,
 )
 from paragone.model.spec import LayerSpec, ModelSpec, NormSpec
 
@@ -52,12 +50,12 @@ def _from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
     spec = ModelSpec(
         family="llama",
         **fields,
-        layers=(LayerSpec(),) * layer_count(facts, "block_count"),
+        layers=gguf_moe_layers(checkpoint, layer_count(facts, "block_count"), LayerSpec()),
         norm=NormSpec(facts.number("attention.layer_norm_rms_epsilon")),
         ropes=(gguf_rope(facts, checkpoint, THETA, fields["head_dim"]),),
+        # Mixtral goes by this name as well.
+        moe=gguf_moe(facts, checkpoint, fields["intermediate_size"], renormalise=True, float32_weights=True),
     )
-    facts.expect("expert_count", 0)
-    facts.expect("expert_used_count", 0)
     facts.raw("tensor_data_layout", None)
     facts.finish((), GGUF_IGNORED_PREFIXES)
     return spec
@@ -81,7 +79,7 @@ FAMILIES = {
     "gguf": {
         "llama": Family(
             _from_gguf,
-            GGUF_NAMES,
+            GGUF_MOE_NAMES,
             fixups={
                 f"layers.{{}}.attn.{part}.{kind}": fixup
                 for kind in ("weight", "bias")

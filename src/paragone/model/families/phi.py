@@ -9,6 +9,14 @@ from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.facts import Facts
 from paragone.model.families import Family
 from paragone.model.families.common import HF_IGNORED, HF_NAMES, hf_fields, hf_rope, layer_count
+from paragone.model.families.gguf import (
+    GGUF_BIASED_NAMES,
+    GGUF_FUSED,
+    GGUF_IGNORED_PREFIXES,
+    GGUF_NAMES,
+    gguf_fields,
+    gguf_rope,
+)
 from paragone.model.spec import LayerSpec, ModelSpec, NormSpec
 
 THETA = 10_000.0
@@ -63,6 +71,39 @@ def _phi3_from_hf(facts: Facts, _: Checkpoint) -> ModelSpec:
     return spec
 
 
+def _from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
+    fields = gguf_fields(facts, checkpoint)
+    spec = ModelSpec(
+        family="phi",
+        **fields,
+        layers=(LayerSpec(),) * layer_count(facts, "block_count"),
+        norm=NormSpec(facts.number("attention.layer_norm_epsilon"), kind="layer"),
+        ropes=(gguf_rope(facts, checkpoint, THETA, fields["head_dim"], partial=True),),
+        block="parallel",
+        activation="gelu_new",
+        gated_mlp=False,
+        head_bias="output.bias" in checkpoint.tensors,
+    )
+    facts.finish((), GGUF_IGNORED_PREFIXES)
+    return spec
+
+
+def _phi3_from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
+    fields = gguf_fields(facts, checkpoint)
+    window = facts.integer("attention.sliding_window", 0, least=0) or None
+    layer = LayerSpec("full" if window is None else "sliding")
+    spec = ModelSpec(
+        family="phi3",
+        **fields,
+        layers=(layer,) * layer_count(facts, "block_count"),
+        norm=NormSpec(facts.number("attention.layer_norm_rms_epsilon")),
+        ropes=(gguf_rope(facts, checkpoint, THETA, fields["head_dim"], partial=True),),
+        sliding_window=window,
+    )
+    facts.finish((), GGUF_IGNORED_PREFIXES)
+    return spec
+
+
 _AT = "model.layers.{}."
 _NAMES = {
     "embed.weight": "model.embed_tokens.weight",
@@ -88,4 +129,19 @@ _PHI3_NAMES = HF_NAMES | {
     "layers.{}.mlp.gate_up.weight": _AT + "mlp.gate_up_proj.weight",
 }
 
-FAMILIES = {"hf": {"phi": Family(_from_hf, _NAMES), "phi3": Family(_phi3_from_hf, _PHI3_NAMES)}}
+_PHI3_GGUF_NAMES = GGUF_NAMES | {
+    "layers.{}.attn.qkv.weight": "blk.{}.attn_qkv.weight",
+    "layers.{}.mlp.gate_up.weight": "blk.{}.ffn_up.weight",
+}
+
+FAMILIES = {
+    "hf": {"phi": Family(_from_hf, _NAMES), "phi3": Family(_phi3_from_hf, _PHI3_NAMES)},
+    "gguf": {
+        "phi2": Family(_from_gguf, GGUF_BIASED_NAMES, layouts=(("blk.0.attn_qkv.weight", GGUF_FUSED),)),
+        "phi3": Family(
+            _phi3_from_gguf,
+            _PHI3_GGUF_NAMES,
+            ignored_tensors=frozenset({"rope_factors_long.weight", "rope_factors_short.weight"}),
+        ),
+    },
+}

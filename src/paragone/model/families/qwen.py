@@ -8,18 +8,15 @@ from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.facts import Facts
 from paragone.model.families import Family
 from paragone.model.families.common import (
-    GGUF_IGNORED_PREFIXES,
-    GGUF_NAMES,
     HF_IGNORED,
     HF_NAMES,
-    gguf_fields,
-    gguf_rope,
     hf_fields,
     hf_rope,
     layer_count,
     layer_types,
     typed_layers,
 )
+from paragone.model.families.gguf import GGUF_IGNORED_PREFIXES, GGUF_NAMES, gguf_fields, gguf_rope
 from paragone.model.spec import LayerSpec, ModelSpec, NormSpec
 
 THETA = 10_000.0

@@ -20,6 +20,14 @@ from paragone.model.families.common import (
     numbers_below,
     typed_layers,
 )
+from paragone.model.families.gguf import (
+    GGUF_IGNORED_PREFIXES,
+    GGUF_MOE_NAMES,
+    gguf_fields,
+    gguf_moe,
+    gguf_moe_layers,
+    gguf_rope,
+)
 from paragone.model.families.mistral import STACKED
 from paragone.model.spec import LayerSpec, ModelSpec, MoESpec, NormSpec
 
@@ -84,6 +92,21 @@ def _qwen3_moe(facts: Facts, _: Checkpoint) -> ModelSpec:
     return _spec(facts, "qwen3_moe", moe, types, qkv_bias=bias, o_bias=bias, qk_norm="weighted")
 
 
+def _from_gguf(facts: Facts, checkpoint: Checkpoint) -> ModelSpec:
+    fields = gguf_fields(facts, checkpoint)
+    newer = checkpoint.architecture == "qwen3moe"
+    spec = ModelSpec(
+        family="qwen3_moe" if newer else "qwen2_moe",
+        **fields,
+        layers=gguf_moe_layers(checkpoint, layer_count(facts, "block_count"), LayerSpec()),
+        norm=NormSpec(facts.number("attention.layer_norm_rms_epsilon")),
+        ropes=(gguf_rope(facts, checkpoint, THETA, fields["head_dim"]),),
+        moe=gguf_moe(facts, checkpoint, fields["intermediate_size"], renormalise=newer),
+    )
+    facts.finish((), GGUF_IGNORED_PREFIXES)
+    return spec
+
+
 _AT = "model.layers.{}.mlp."
 _NAMES = HF_NAMES | {
     "layers.{}.moe.router.weight": _AT + "gate.weight",
@@ -101,5 +124,9 @@ FAMILIES = {
     "hf": {
         "qwen2_moe": Family(_qwen2_moe, _NAMES, layouts=_LAYOUTS),
         "qwen3_moe": Family(_qwen3_moe, _NAMES, layouts=_LAYOUTS),
-    }
+    },
+    "gguf": {
+        "qwen2moe": Family(_from_gguf, GGUF_MOE_NAMES),
+        "qwen3moe": Family(_from_gguf, GGUF_MOE_NAMES),
+    },
 }
