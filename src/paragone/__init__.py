@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from paragone.engine.model import Model
-    from paragone.model.load import Precision
+    from paragone.model.precision import Precision
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]

@@ -21,6 +21,7 @@ class Facts:
     def __init__(self, path: Path, values: dict[str, Any], prefix: str = "") -> None:
         self.path, self.values, self.prefix = path, values, prefix
         self.taken: set[str] = set()
+        self.ignored: list[str] = []  # after `finish`: what is known to change nothing
 
     def fail(self, key: str, reason: str) -> MalformedData:
         return MalformedData(f"{self.path}: {self.prefix}{key} {reason}")
@@ -95,6 +96,7 @@ class Facts:
     def finish(self, ignored: Iterable[str], ignored_prefixes: tuple[str, ...] = ()) -> None:
         """Raises BadConfiguration for the first key that is neither taken nor known to be harmless."""
         known = self.taken | set(ignored)
+        self.ignored = [k for k in self.values if k not in self.taken and k in known]
         unknown = [k for k in self.values if k not in known and not k.startswith(ignored_prefixes)]
         if unknown:
             near = difflib.get_close_matches(unknown[0][:64], known, n=1)

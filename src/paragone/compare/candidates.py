@@ -11,7 +11,7 @@ from paragone.checkpoint.store import Progress
 from paragone.engine.resolve import fetch
 from paragone.errors import ParagoneError, UsageError
 from paragone.model.families import spec_of
-from paragone.model.load import PRECISIONS, Precision, estimate_bytes
+from paragone.model.precision import PRECISIONS, Precision, check_precision, estimate_bytes
 
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 # What a process needs beside weights and cache: Python, torch, activations.
@@ -52,8 +52,7 @@ def parse_candidates(names: Sequence[str], precisions: Sequence[str], progress: 
     """
     wanted: list[tuple[str, Precision]] = []
     for precision in precisions:
-        if precision not in PRECISIONS:
-            raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
+        check_precision(precision)
     for name in names or DEFAULT_MODELS:
         base, _, last = name.rpartition(":")
         chosen = [last] if base and last in PRECISIONS else list(precisions or DEFAULT_PRECISIONS)

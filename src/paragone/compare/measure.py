@@ -19,7 +19,7 @@ from typing import Any
 from paragone.compare.candidates import Candidate
 from paragone.engine.resources import available_memory_bytes
 from paragone.errors import NotEnoughMemory, ParagoneError
-from paragone.model.load import PRECISIONS
+from paragone.model.precision import PRECISIONS
 
 Report = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 

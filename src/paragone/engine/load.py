@@ -17,11 +17,11 @@ from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paragone.engine.resources import available_memory_bytes
 from paragone.errors import NotEnoughMemory, UsageError
 from paragone.model.families import spec_of
+from paragone.model.precision import Precision, check_precision, estimate_bytes
 from paragone.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 
 if TYPE_CHECKING:
     from paragone.engine.model import Model
-    from paragone.model.load import Precision
 
 MADV_DONTNEED = 4
 
@@ -29,19 +29,18 @@ MADV_DONTNEED = 4
 def load_model(
     path: Path,
     name: str,
-    precision: "Precision" = "bf16",
+    precision: Precision = "bf16",
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> "Model":
     """Loads the model at a path. The tokenizer is read first: it is cheap and may fail."""
+    check_precision(precision)
     checkpoint = open_checkpoint(path)
     map_torch()
     tokenizer = load_tokenizer(checkpoint)
     with collector_paused():
         from paragone.engine.model import Model
-        from paragone.model.load import PRECISIONS, estimate_bytes, load_decoder
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
+        from paragone.model.load import load_decoder
     check_device(device)
     need = estimate_bytes(spec_of(checkpoint), precision)
     if device == "cpu" and need > (have := available_memory_bytes()):

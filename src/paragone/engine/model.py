@@ -13,7 +13,7 @@ from paragone.engine.generate import Generation, Request
 from paragone.engine.request import Chunk, Completion, SamplingParams
 from paragone.errors import ContextLengthExceeded, UsageError
 from paragone.model.decoder import Decoder
-from paragone.model.load import Precision
+from paragone.model.precision import Precision
 from paragone.text.chat import Message, encode_chat
 from paragone.text.tokenizer import Tokenizer
 

@@ -79,10 +79,3 @@ BLOCKS = {
     "parallel": ParallelBlock,
     "parallel_two_norms": ParallelBlock,
 }
-# The neutral names of each kind's norms, in the order in which the block takes them.
-BLOCK_NORMS = {
-    "pre": ("attn_norm", "mlp_norm"),
-    "sandwich": ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm"),
-    "parallel": ("attn_norm",),
-    "parallel_two_norms": ("attn_norm", "mlp_norm"),
-}

@@ -7,7 +7,6 @@ a tensor leave memory once it has been taken over.
 import ctypes
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.checkpoint.tensors import StoredTensor
-from paragone.errors import MalformedData, UsageError
+from paragone.errors import MalformedData
 from paragone.model.attention import Attention
-from paragone.model.block import BLOCK_NORMS, BLOCKS, Block
+from paragone.model.block import BLOCKS, Block
 from paragone.model.decoder import Decoder
 from paragone.model.families import Family, family_of, spec_of
 from paragone.model.linear import (
@@ -43,12 +42,11 @@ from paragone.model.parameters import (
     stored_name,
     template,
 )
-from paragone.model.spec import LayerSpec, ModelSpec
+from paragone.model.precision import Precision, check_precision
+from paragone.model.spec import BLOCK_NORMS, LayerSpec, ModelSpec
 from paragone.ops.linear import GROUP
 from paragone.quant.rtn import quantize_int4, quantize_int8
 
-Precision = Literal["fp32", "bf16", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CHUNK = 1 << 17  # numbers read at a time: their float32 form stays in the processor's cache
 MAPPED_BYTES = 1 << 22  # bytes of a file that may be in memory beside what is made of them
 IN_PLACE = {"F32": torch.float32, "BF16": torch.bfloat16}  # stored types that need no conversion
@@ -62,23 +60,6 @@ def activation_dtype(precision: Precision) -> torch.dtype:
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
-def estimate_bytes(spec: ModelSpec, precision: Precision) -> int:
-    """Bytes that the weights will take in memory, from the spec alone."""
-    attention = (
-        spec.hidden_size * spec.head_dim * (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads)
-    )
-    mlp = (2 + spec.gated_mlp) * spec.hidden_size * spec.intermediate_size
-    moe = 0
-    if spec.moe:
-        widths = spec.moe.num_experts * spec.moe.intermediate_size + spec.moe.shared_intermediate_size
-        moe = 3 * spec.hidden_size * widths
-    matrices = sum(attention + (moe if layer.moe else mlp) for layer in spec.layers)
-    vocab = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings else 2)
-    each = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / GROUP}[precision]
-    outer = 1.0 if precision == "int4" else each  # embedding and head keep 8 bits
-    return int(matrices * each + vocab * outer)
-
-
 def load_decoder(
     checkpoint: Checkpoint,
     precision: Precision = "bf16",
@@ -90,8 +71,7 @@ def load_decoder(
     Raises BadConfiguration for a configuration that is not understood, MalformedData where tensors are
     missing, left over or of the wrong shape.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is not known. Known: {', '.join(PRECISIONS)}.")
+    check_precision(precision)
     spec = spec_of(checkpoint)
     loader = _Loader(checkpoint, family_of(checkpoint), spec, precision, torch.device(device), progress)
     with torch.inference_mode():

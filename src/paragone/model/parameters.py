@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from paragone.checkpoint.tensors import StoredTensor
-from paragone.model.block import BLOCK_NORMS
-from paragone.model.spec import ModelSpec
+from paragone.model.spec import BLOCK_NORMS, ModelSpec
 
 QKV, GATE_UP = "layers.{}.attn.qkv.weight", "layers.{}.mlp.gate_up.weight"
 EXPERT_GATE_UP = "layers.{}.moe.{}.gate_up.weight"

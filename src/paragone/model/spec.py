@@ -13,6 +13,13 @@ from paragone.errors import BadConfiguration
 
 Attention = Literal["full", "sliding", "chunked"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "gelu_new", "gelu_bloom"]
+# The neutral names of each kind's norms, in the order in which the block takes them.
+BLOCK_NORMS = {
+    "pre": ("attn_norm", "mlp_norm"),
+    "sandwich": ("attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm"),
+    "parallel": ("attn_norm",),
+    "parallel_two_norms": ("attn_norm", "mlp_norm"),
+}
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,12 @@ def family_of(checkpoint: Checkpoint) -> Family:
 
 def spec_of(checkpoint: Checkpoint) -> ModelSpec:
     """Reads the spec from a checkpoint's configuration; no weights are read."""
+    return read_spec(checkpoint)[0]
+
+
+def read_spec(checkpoint: Checkpoint) -> tuple[ModelSpec, list[str]]:
+    """The same, with the keys that were left aside because they change nothing."""
     family = family_of(checkpoint)
     prefix = f"{checkpoint.architecture}." if checkpoint.dialect == "gguf" else ""
     facts = Facts(checkpoint.config_path, checkpoint.config, prefix)
-    return family.spec(facts, checkpoint).checked(checkpoint.config_path)
+    return family.spec(facts, checkpoint).checked(checkpoint.config_path), facts.ignored

@@ -1,0 +1,68 @@
+"""`paragone inspect`: what a model is, without loading its weights."""
+
+import json
+
+import click
+
+
+@click.command("inspect")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Everything with the whole spec, machine-readable.")
+@click.option("--template", is_flag=True, help="Print the chat template.")
+def command(model: str, as_json: bool, template: bool) -> None:
+    """Prints what MODEL (a file, a folder, or a model that is here) is: architecture, sizes, memory, text."""
+    from paragone.cli.shared import report_console
+    from paragone.engine.inspect import inspect_model
+    from paragone.engine.resolve import locate
+    from paragone.errors import NotFound
+
+    found = inspect_model(locate(model).path)
+    if as_json:
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    text = found["text"]
+    if template:
+        if not text.get("chat_template"):
+            raise NotFound(f"{model} has no chat template: it is a base model that continues text")
+        click.echo(text["chat_template"])
+        return
+    total = found["parameters"]
+    by_part = ", ".join(f"{part} {n / total:.0%}" for part, n in found["parameters_by_part"].items())
+    stored = ", ".join(f"{count} {kind}" for kind, count in sorted(found["stored_as"].items()))
+    memory = ", ".join(f"{p} {size / 1e6:,.0f} MB" for p, size in found["weight_bytes"].items())
+    cache = found["cache_bytes_per_token"]["bf16"]
+    rows = [
+        ("family", f"{found['family']} ({found['format']})"),
+        ("architecture", found["architecture"]),
+        ("parameters", f"{total / 1e6:,.0f} million: {by_part}"),
+        ("on disk", f"{found['disk_bytes'] / 1e6:,.0f} MB, tensors: {stored}"),
+        ("weights in memory", memory),
+        (
+            "cache",
+            f"{cache:,} bytes a token in bf16, {cache * found['context'] / 1e6:,.0f} MB when full",
+        ),
+        ("context", f"{found['context']:,} tokens"),
+        ("left aside", ", ".join(found["ignored_keys"]) or "no key"),
+    ]
+    if "missing" in text:
+        rows.append(("text", text["missing"]))
+    else:
+        stops = ", ".join(f"{spelling} ({number})" for number, spelling in text["stop_tokens"].items())
+        rows += [
+            ("vocabulary", f"{text['vocabulary']:,} tokens, {text['special_tokens']} of them special"),
+            ("prompts begin with", " ".join(text["prefix"]) or "nothing of their own"),
+            ("stops at", stops or "no token: give stop strings"),
+            (
+                "chat template",
+                "yes: --template prints it" if text["chat_template"] else "none: a base model",
+            ),
+        ]
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, value in rows:
+        table.add_row(Text(title), Text(value))
+    report_console().print(table)
