@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/paragone
 MODELS := smollm2-135m-instruct gemma3-270m
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-foundation peers docs fuzz clean
+.PHONY: help run test lint bench bench-foundation peers parity docs fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -52,6 +52,9 @@ bench-foundation: models peers  ## speed, start and memory beside transformers; 
 	$(BIN)/python -m benchmarks.foundation
 
 bench: bench-foundation  ## all benchmarks
+
+parity: $(VENV)/dev  ## largest difference of every family from its reference; the mistakes that its test sees
+	@$(BIN)/python -m tests.parity.table --write
 
 docs: $(VENV)/dev  ## write the generated pages: command help, the Python interface
 	$(BIN)/python docs/generate.py
