@@ -107,6 +107,25 @@ def test_models(home, capsys):
     assert "No models on this machine yet" in capsys.readouterr().out
 
 
+def test_families_name_every_model_of_the_catalogue(capsys):
+    assert run(["families", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    named = [model for row in listed for model in row["models"]]
+    assert run(["models", "--json"]) == 0
+    catalogue = json.loads(capsys.readouterr().out)["catalogue"]
+    assert sorted(named) == sorted(m["name"] for m in catalogue), "every known model runs, under one family"
+    assert run(["families"]) == 0
+    assert "qwen3moe" in capsys.readouterr().out
+
+
+def test_the_prompt_is_shown_as_the_model_sees_it():
+    command = [sys.executable, "-m", "paragone", "chat", SMOL, "--show-prompt", "--max-tokens", "3"]
+    done = subprocess.run(command, input="Hi\n/quit\n", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'<|im_start|>' 1 |" in done.stderr
+    assert "'Hi'" in done.stderr
+
+
 def test_sizes():
     assert parse_size("600MB") == 600_000_000
     assert parse_size("1.5 GiB") == 3 << 29

@@ -27,6 +27,7 @@ Ctrl-C stops an answer, not the chat."""
 @model_options
 @sampling_options(max_tokens=1024)
 @click.option("--system", help="The system message.")
+@click.option("--show-prompt", is_flag=True, help="Before each answer, print exactly what the model sees.")
 def command(model: str, **options: Any) -> None:
     """Talks to MODEL by its own chat template. /help inside shows what else there is."""
     from paragone.cli.shared import load, sampling_params
@@ -41,7 +42,7 @@ def command(model: str, **options: Any) -> None:
             f"{loaded.name} has no chat template: it is a base model that continues text. "
             f"Use `paragone generate {model}`, or an instruction-tuned model."
         )
-    chat = Chat(loaded, params, options.get("system"))
+    chat = Chat(loaded, params, options.get("system"), show_prompt=options["show_prompt"])
     chat.loop()
     if chat.failed and not chat.terminal:
         raise SystemExit(MalformedData.exit_code)  # a script must be able to see that an answer is missing
@@ -50,8 +51,8 @@ def command(model: str, **options: Any) -> None:
 class Chat:
     """The conversation's state and its commands."""
 
-    def __init__(self, model: Any, params: Any, system: str | None) -> None:
-        self.model, self.params = model, params
+    def __init__(self, model: Any, params: Any, system: str | None, *, show_prompt: bool = False) -> None:
+        self.model, self.params, self.show_prompt = model, params, show_prompt
         self.messages: list[Any] = []
         self.run: Any = None  # the last answer's, whose cache the next one goes on with
         self.failed = False
@@ -98,6 +99,8 @@ class Chat:
 
         self.messages.append({"role": "user", "content": text})
         try:
+            if self.show_prompt:
+                self._show_prompt()
             self.run = run = self.model.start_chat(self.messages, self.params, previous=self.run)
             self._stream(run)
         except (ParagoneError, KeyboardInterrupt) as err:
@@ -120,6 +123,15 @@ class Chat:
             click.secho(
                 f"[{tokens} tokens{rate}, first after {completion.ttft_s:.2f} s{why}]", dim=True, err=True
             )
+
+    def _show_prompt(self) -> None:
+        """The tokens of the conversation as they go in: each one's text as a literal, and its number."""
+        from paragone.text.chat import encode_chat
+
+        tokenizer = self.model.tokenizer
+        ids = encode_chat(tokenizer, self.messages)
+        pieces = (f"{tokenizer.token_bytes(i).decode('utf-8', 'replace')!r} {i}" for i in ids)
+        click.secho(f"{len(ids)} tokens: " + " | ".join(pieces), dim=True, err=True)
 
     @staticmethod
     def _stream(run: Any) -> None:

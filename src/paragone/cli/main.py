@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": ("paragone.cli.compare", "Measure models side by side and say which to take."),
     "chat": ("paragone.cli.chat", "Talk to a model."),
     "generate": ("paragone.cli.generate", "Continue a text."),
+    "families": ("paragone.cli.families", "List the architectures that run."),
     "inspect": ("paragone.cli.inspect", "Say what a model is, without loading it."),
     "models": ("paragone.cli.models", "List what is here and what can be pulled."),
     "pull": ("paragone.cli.pull", "Download a model."),

@@ -1,6 +1,7 @@
 """Every family that Paragone knows, by the name its files give it."""
 
 import difflib
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -39,24 +40,35 @@ class Family:
         return self.transposed | frozenset(self.fixups)
 
 
+# Module and what its families are called.
+MODULES = {
+    "llama": "Llama 1, 2, 3.x and alike",
+    "llama4": "Llama 4 (text)",
+    "mistral": "Mistral, Mixtral (GGUF: llama)",
+    "gemma": "Gemma 1, 2",
+    "gemma3": "Gemma 3 (text)",
+    "qwen": "Qwen 1.5, 2, 2.5, 3",
+    "qwen_moe": "Qwen2-MoE, Qwen3-MoE",
+    "phi": "Phi 1 to 4",
+    "falcon": "Falcon",
+    "bloom": "BLOOM, BLOOMZ",
+}
+
+
+def known_families() -> dict[str, dict[Dialect, dict[str, Family]]]:
+    """Title to what runs of it in each dialect, by the name its files give it."""
+    found = {}
+    for name, title in MODULES.items():
+        module = importlib.import_module(f"paragone.model.families.{name}")
+        found[title] = {"hf": module.FAMILIES["hf"], "gguf": module.FAMILIES.get("gguf", {})}
+    return found  # type: ignore[return-value]
+
+
 def family_of(checkpoint: Checkpoint) -> Family:
     """The family of a checkpoint, or BadConfiguration saying which it is and which are known."""
-    from paragone.model.families import (
-        bloom,
-        falcon,
-        gemma,
-        gemma3,
-        llama,
-        llama4,
-        mistral,
-        phi,
-        qwen,
-        qwen_moe,
-    )
-
     families: dict[Dialect, dict[str, Family]] = {"hf": {}, "gguf": {}}
-    for module in (llama, llama4, mistral, gemma, gemma3, qwen, qwen_moe, phi, falcon, bloom):
-        for dialect, table in module.FAMILIES.items():
+    for dialects in known_families().values():
+        for dialect, table in dialects.items():
             families[dialect].update(table)
     known = families[checkpoint.dialect]
     name = checkpoint.architecture
