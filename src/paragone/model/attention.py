@@ -5,6 +5,7 @@ heads that come from one product: queries, keys, values.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +58,16 @@ def make_view(
     return View(first, window, (allowed | (k == q))[:, None])
 
 
+class Step(NamedTuple):
+    """What one layer needs in one step beside its input: its rope's cosines and sines, what it may see, where
+    its keys and values are kept, and its number there."""
+
+    cos_sin: tuple[Tensor, Tensor] | None
+    view: View
+    cache: KVCache | None
+    layer: int
+
+
 class Attention:
     """Grouped-query attention."""
 
@@ -72,32 +83,25 @@ class Attention:
         self.l2_norm = spec.qk_norm == "l2" and self.rope is not None
         self.temperature = (spec.temperature_floor, spec.temperature_scale) if self.rope is None else (0, 0.0)
 
-    def __call__(
-        self,
-        x_BTD: Tensor,
-        cos_sin: tuple[Tensor, Tensor] | None,
-        view: View,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
+    def __call__(self, x_BTD: Tensor, step: Step) -> Tensor:
         B, T, _ = x_BTD.shape
         H, K, E = self.num_heads, self.num_kv_heads, self.head_dim
         heads_BTJE = self.qkv(x_BTD).view(B, T, H + 2 * K, E)
         qk = heads_BTJE[:, :, : H + K]
         if self.qk_norm is not None:
             head_norm_(qk, self.qk_norm, self.eps)
-        if self.rope is not None and cos_sin is not None:
+        if self.rope is not None and step.cos_sin is not None:
             turned = qk if self.rope.dim is None else qk[..., : self.rope.dim]
-            (rotate_pairs_ if self.rope.pairs else rotate_)(turned, *cos_sin)
+            (rotate_pairs_ if self.rope.pairs else rotate_)(turned, *step.cos_sin)
         if self.l2_norm:
             qk.copy_(l2_norm(qk, self.eps))
-        q = heads_BTJE[:, :, :H]
+        q, view, cache = heads_BTJE[:, :, :H], step.view, step.cache
         if self.temperature[0]:
             self._warm(q, 0 if cache is None else cache.length)
         if cache is None:
             kv = heads_BTJE[:, view.first :, H:].transpose(1, 2)
         else:
-            kv = cache.extend(layer, heads_BTJE[:, :, H:], view.first)
+            kv = cache.extend(step.layer, heads_BTJE[:, :, H:], view.first)
         k, v = kv[:, :K], kv[:, K:]
         out_BTHE = attention(q, k, v, self.scale, view.window, view.allowed, self.softcap, view.bias)
         return self.o(out_BTHE.reshape(B, T, H * E))

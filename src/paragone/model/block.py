@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from paragone.model.attention import Attention, View
-from paragone.model.cache import KVCache
+from paragone.model.attention import Attention, Step
 from paragone.model.linear import Linear
 from paragone.model.mlp import MLP, MoE
 from paragone.model.norm import Norm
@@ -15,15 +14,8 @@ class Block:
     def __init__(self, attn: Attention, mlp: MLP | MoE, norms: list[Norm]) -> None:
         self.attn, self.mlp, self.norms = attn, mlp, norms
 
-    def __call__(
-        self,
-        x: Tensor,
-        cos_sin: tuple[Tensor, Tensor] | None,
-        view: View,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
-        x = x + self.attn(self.norms[0](x), cos_sin, view, cache, layer)
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        x = x + self.attn(self.norms[0](x), step)
         return x + self.mlp(self.norms[1](x))
 
     def linears(self) -> list[Linear]:
@@ -45,31 +37,17 @@ class Block:
 class SandwichBlock(Block):
     """Norms on both sides: x += post(A(norm x)); x += post(F(norm x)). norms: the four in this order."""
 
-    def __call__(
-        self,
-        x: Tensor,
-        cos_sin: tuple[Tensor, Tensor] | None,
-        view: View,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
-        x = x + self.norms[1](self.attn(self.norms[0](x), cos_sin, view, cache, layer))
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        x = x + self.norms[1](self.attn(self.norms[0](x), step))
         return x + self.norms[3](self.mlp(self.norms[2](x)))
 
 
 class ParallelBlock(Block):
     """Attention and MLP side by side: x += A(norm x) + F(norm x), with one norm for both or one for each."""
 
-    def __call__(
-        self,
-        x: Tensor,
-        cos_sin: tuple[Tensor, Tensor] | None,
-        view: View,
-        cache: KVCache | None,
-        layer: int,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
         normed = self.norms[0](x)
-        attended = self.attn(normed, cos_sin, view, cache, layer)
+        attended = self.attn(normed, step)
         return attended + self.mlp(normed if len(self.norms) == 1 else self.norms[1](x)) + x
 
 

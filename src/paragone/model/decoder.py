@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from paragone.model.attention import View, make_view
+from paragone.model.attention import Step, View, make_view
 from paragone.model.block import Block
 from paragone.model.cache import KVCache
 from paragone.model.linear import Embedding, Linear
@@ -97,7 +97,7 @@ class Decoder:
             cache.reserve(start + T)
         for index, layer in enumerate(self.spec.layers):
             turn = None if layer.rope is None else cos_sin[layer.rope]
-            x = self.blocks[index](x, turn, views[layer.attention], cache, index)
+            x = self.blocks[index](x, Step(turn, views[layer.attention], cache, index))
         if cache is not None:
             cache.length = start + T
         return self.final_norm(x)

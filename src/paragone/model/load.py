@@ -47,8 +47,8 @@ from paragone.model.spec import BLOCK_NORMS, LayerSpec, ModelSpec
 from paragone.ops.linear import GROUP
 from paragone.quant.rtn import quantize_int4, quantize_int8
 
-CHUNK = 1 << 17  # numbers read at a time: their float32 form stays in the processor's cache
-MAPPED_BYTES = 1 << 22  # bytes of a file that may be in memory beside what is made of them
+CHUNK = 1 << 16  # numbers read at a time: their float32 form stays in the processor's cache
+MAPPED_BYTES = 1 << 21  # bytes of a file that may be in memory beside what is made of them
 IN_PLACE = {"F32": torch.float32, "BF16": torch.bfloat16}  # stored types that need no conversion
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
