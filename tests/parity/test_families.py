@@ -137,6 +137,39 @@ def test_sharded_folder_loads_alike(tmp_path):
         assert torch.equal(one(ids), many(ids))
 
 
+WINDOWED = ["mistral_window", "phi3_window", "gemma2", "gemma3", "qwen2_window", "llama4"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windows_keep_only_their_window(name, tmp_path):
+    """Beyond the window its layers' bytes stay flat, and every token is what a whole pass gives."""
+    case = next(c for c in CASES if c.name == name)
+    case.save(tmp_path)
+    decoder = load_decoder(open_checkpoint(tmp_path), "fp32")
+    ids = ids_of(decoder, batch=1, length=10 * WINDOW)
+    cache = decoder.new_cache(1, 1)
+    kept = {reach: [] for reach in cache.rooms}
+    got = []
+    for at in range(ids.shape[1]):
+        got.append(decoder(ids[:, at : at + 1], cache))
+        for layer, room in zip(cache.layers, cache.room_of, strict=True):
+            kept[room.reach].append(layer.nbytes)
+    assert_close(torch.cat(got, dim=1), decoder(ids))
+    assert WINDOW in kept
+    one_slot = 2 * decoder.spec.num_key_value_heads * decoder.spec.head_dim * 4
+    for reach, sizes in kept.items():
+        if reach is not None:
+            assert max(sizes) <= 3 * reach * one_slot
+    shorter = decoder.new_cache(1, 1)
+    decoder(ids[:, :40], shorter)
+    for length in (39, 36, 3):  # taken back a little it goes on, taken back far it begins anew
+        shorter.truncate(length)
+        assert shorter.length in ((length,) if length > 3 else (0, 3))
+        begin = shorter.length
+        assert_close(decoder(ids[:, begin:40], shorter), decoder(ids[:, :40])[:, begin:])
+
+
 def relabelled(folder, target, change):
     """The same weights in a folder of their own, named otherwise."""
     target.mkdir()

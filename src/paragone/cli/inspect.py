@@ -30,7 +30,7 @@ def command(model: str, as_json: bool, template: bool) -> None:
     by_part = ", ".join(f"{part} {n / total:.0%}" for part, n in found["parameters_by_part"].items())
     stored = ", ".join(f"{count} {kind}" for kind, count in sorted(found["stored_as"].items()))
     memory = ", ".join(f"{p} {size / 1e6:,.0f} MB" for p, size in found["weight_bytes"].items())
-    cache = found["cache_bytes_per_token"]["bf16"]
+    cache, full = (found[f"cache_bytes_{when}"]["bf16"] for when in ("per_token", "when_full"))
     rows = [
         ("family", f"{found['family']} ({found['format']})"),
         ("architecture", found["architecture"]),
@@ -39,7 +39,7 @@ def command(model: str, as_json: bool, template: bool) -> None:
         ("weights in memory", memory),
         (
             "cache",
-            f"{cache:,} bytes a token in bf16, {cache * found['context'] / 1e6:,.0f} MB when full",
+            f"{cache:,} bytes a token in bf16, {full / 1e6:,.0f} MB when full",
         ),
         ("context", f"{found['context']:,} tokens"),
         ("left aside", ", ".join(found["ignored_keys"]) or "no key"),

@@ -40,7 +40,8 @@ def make_view(
 ) -> View:
     """The view of `length` tokens that enter at slot `start`. Padding is seen by nothing but itself, lest
     its own softmax be empty."""
-    first = 0 if window is None else max(0, start - window + 1)
+    reach = window or chunk
+    first = 0 if reach is None else max(0, start - reach + 1)
     if chunk is not None and left_padding_B is None:
         first = start // chunk * chunk
     if left_padding_B is None and (chunk is None or start + length <= first + chunk):

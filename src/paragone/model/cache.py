@@ -1,32 +1,53 @@
-"""Keys and values of the tokens seen so far, one contiguous slot a token."""
+"""Keys and values of the tokens seen so far. Layers that look back only so far keep only that much."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from paragone.model.spec import ModelSpec
 
-STEP = 64  # capacity is a multiple of this
+STEP = 64  # a layer that sees everything has room for a multiple of this
+AHEAD = 256  # a window moves on by so many slots at a time, so that moving it costs next to nothing
+BEHIND = 64  # slots kept before the window: an answer may be taken back by so much without computing anew
+
+
+@dataclass
+class _Room:
+    """The slots that layers of one reach hold: `capacity` of them from `first` on."""
+
+    reach: int | None
+    first: int
+    capacity: int
+
+    def limit(self, slots: int) -> int:
+        """The most that is ever needed, where the reach says so, for `slots` in all."""
+        if self.reach is None:
+            return slots
+        return min(slots, self.reach + min(self.reach, AHEAD) + min(self.reach, BEHIND))
 
 
 class KVCache:
-    """For each layer, keys and values (B, 2K, capacity, E), the K key heads first; `length` slots are filled.
+    """For each layer, keys and values (B, 2K, capacity, E), the K key heads first, of the slots from its
+    `first` up to `length`.
 
-    All rows share the slot numbers: shorter prompts are padded on the left.
+    All rows share the slot numbers: shorter prompts are padded on the left. Layers with a sliding window or
+    with chunks let go of the slots that no later query can see.
     """
 
     def __init__(
         self, spec: ModelSpec, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.spec, self.batch, self.length = spec, batch, 0
-        self.capacity = -(-capacity // STEP) * STEP
-        shape = (batch, 2 * spec.num_key_value_heads, self.capacity, spec.head_dim)
-        self.layers = [torch.empty(shape, dtype=dtype, device=device) for _ in spec.layers]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the filled slots."""
-        per_slot = self.spec.kv_bytes_per_token(self.layers[0].element_size())
-        return self.batch * self.length * per_slot
+        self.rooms = {reach: _Room(reach, 0, 0) for reach in {spec.reach(layer) for layer in spec.layers}}
+        for room in self.rooms.values():
+            room.capacity = room.limit(_rounded(capacity))
+        self.room_of = [self.rooms[spec.reach(layer)] for layer in spec.layers]
+        heads = 2 * spec.num_key_value_heads
+        self.layers = [
+            torch.empty((batch, heads, room.capacity, spec.head_dim), dtype=dtype, device=device)
+            for room in self.room_of
+        ]
 
     @property
     def reserved_bytes(self) -> int:
@@ -36,23 +57,38 @@ class KVCache:
     def extend(self, layer: int, kv_BTJE: Tensor, first: int) -> Tensor:
         """Writes T tokens' keys and values (B, T, 2K, E) at slots length..length+T; returns the layer's
         slots [first, length + T) as (B, 2K, slots, E)."""
-        end = self.length + kv_BTJE.shape[1]
-        slots = self.layers[layer]
+        slots, offset = self.layers[layer], self.room_of[layer].first
+        start = self.length - offset
+        end = start + kv_BTJE.shape[1]
         if kv_BTJE.shape[1] == 1:
-            slots[:, :, self.length] = kv_BTJE[:, 0]
+            slots[:, :, start] = kv_BTJE[:, 0]
         else:
-            slots[:, :, self.length : end] = kv_BTJE.transpose(1, 2)
-        return slots[:, :, first:end]
+            slots[:, :, start:end] = kv_BTJE.transpose(1, 2)
+        return slots[:, :, first - offset : end]
 
     def reserve(self, slots: int) -> None:
-        """Makes room for `slots` in all, by at least doubling, so that growing stays cheap."""
-        if slots <= self.capacity:
-            return
-        self.capacity = -(-max(slots, 2 * self.capacity) // STEP) * STEP
+        """Makes room for `slots` in all: windows move on, what sees everything at least doubles, so that
+        growing stays cheap."""
+        for room in self.rooms.values():
+            if slots - room.first > room.capacity:
+                self._move(room, slots)
+
+    def _move(self, room: _Room, slots: int) -> None:
+        first = room.first
+        if room.reach is not None:
+            first = max(first, self.length - (room.reach - 1) - min(room.reach, BEHIND))
+        needed = slots - first
+        capacity = max(needed, room.limit(_rounded(max(needed, 2 * room.capacity))))
         for i, old in enumerate(self.layers):
-            new = old.new_empty(*old.shape[:2], self.capacity, old.shape[3])
-            new[:, :, : self.length] = old[:, :, : self.length]
-            self.layers[i] = new
+            if self.room_of[i] is not room:
+                continue
+            kept = old[:, :, first - room.first : self.length - room.first]
+            if capacity == room.capacity:
+                kept = kept.clone()  # it may overlap the place where it goes
+            else:
+                self.layers[i] = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+            self.layers[i][:, :, : kept.shape[2]] = kept
+        room.first, room.capacity = first, capacity
 
     def keep_rows(self, rows: Tensor) -> None:
         """Keeps only these rows of the batch, in this order."""
@@ -60,5 +96,15 @@ class KVCache:
         self.layers = [old[rows] for old in self.layers]
 
     def truncate(self, length: int) -> None:
-        """Forgets all slots from `length` on."""
-        self.length = min(self.length, length)
+        """Forgets all slots from `length` on; everything, where a window let go of what `length` needs."""
+        if length >= self.length:
+            return
+        gone = any(r.first > max(0, length - (r.reach or length) + 1) for r in self.rooms.values())
+        self.length = 0 if gone else length
+        if self.length == 0:
+            for room in self.rooms.values():
+                room.first = 0
+
+
+def _rounded(slots: int) -> int:
+    return -(-slots // STEP) * STEP

@@ -135,9 +135,14 @@ class ModelSpec:
         """What the products of queries and keys are multiplied by."""
         return self.query_scale if self.query_scale is not None else self.head_dim**-0.5
 
-    def kv_bytes_per_token(self, bytes_per_number: int) -> int:
-        """Cache bytes that one more token costs."""
-        return 2 * self.num_layers * self.num_key_value_heads * self.head_dim * bytes_per_number
+    def reach(self, layer: LayerSpec) -> int | None:
+        """How many slots, its own among them, a query of a layer sees at most; None: all."""
+        return {"sliding": self.sliding_window, "chunked": self.attention_chunk}.get(layer.attention)
+
+    def kv_bytes(self, tokens: int, bytes_per_number: int) -> int:
+        """Bytes of the keys and values that later tokens can see, of a text of so many tokens."""
+        seen = sum(min(tokens, self.reach(layer) or tokens) for layer in self.layers)
+        return 2 * seen * self.num_key_value_heads * self.head_dim * bytes_per_number
 
     def checked(self, source: object) -> "ModelSpec":
         """Itself, or BadConfiguration naming `source` where the sizes cannot be a model's."""
