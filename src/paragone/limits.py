@@ -21,6 +21,7 @@ GGUF_ARRAY_DEPTH: Final = 4
 GGUF_DIMENSIONS: Final = 4
 CONFIG_BYTES: Final = 8 * MIB
 CONFIG_DEPTH: Final = 32
+CONFIG_DIGITS: Final = 32  # tokenizer_config.json files say "no limit" with int(1e30)
 TENSOR_RANK: Final = 8
 
 # Architectures: far above every released model, far below what exhausts a machine
@@ -33,6 +34,7 @@ HEADS: Final = 1 << 14
 # Tokenizers
 TOKENIZER_BYTES: Final = 256 * MIB
 TOKEN_BYTES: Final = 64 * KIB
+RANKED_TOKENS_WORK: Final = 1 << 28  # sum of squared lengths of tokens whose merges have to be found
 REPLACEMENT_CHARS: Final = 16  # what a normaliser may put in for a character without being tried first
 TOKENIZER_PROBE_SECONDS: Final = 1.0
 TOKENIZER_PROBE_LOAD_SECONDS: Final = 20.0

@@ -49,7 +49,7 @@ def check_plain(value: Any, depth: int = 0) -> None:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20:
+    if len(digits) > limits.CONFIG_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 

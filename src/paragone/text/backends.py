@@ -1,8 +1,8 @@
 """The two libraries that cut text into tokens, behind one small interface.
 
 `sentencepiece` runs SentencePiece BPE models (tokenizer.model, and GGUF's "llama" vocabularies, from
-which a model is put together); `tokenizers` runs tokenizer.json and GGUF's "gpt2" vocabularies. Both take
-special tokens spelled in a text as plain text.
+which a model is put together); `tokenizers` runs tokenizer.json, GGUF's "gpt2" vocabularies and those kept as
+ranks. Both take special tokens spelled in a text as plain text.
 """
 
 import contextlib
@@ -10,13 +10,14 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from paragone import limits
 from paragone.errors import MalformedData, ParagoneError
 from paragone.text.control import is_control
-from paragone.text.pretokenizers import build_pretokenizer
+from paragone.text.pretokenizers import PreTokenizer
 from paragone.text.probe import is_harmless, probe
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -154,21 +155,19 @@ class TokenizersBackend:
 
     @classmethod
     def from_vocabulary(
-        cls, tokens: Sequence[str], types: Sequence[int], merges: Sequence[str], pre: str, source: Path
+        cls,
+        tokens: Sequence[str],
+        types: Sequence[int],
+        merges: list[tuple[str, str]],
+        pretokenizer: PreTokenizer,
+        source: Path,
     ) -> "TokenizersBackend":
-        """A byte-level BPE from GGUF's vocabulary, merges and the name of its pre-tokeniser."""
+        """A byte-level BPE from its tokens, spelled in GPT-2's letters for bytes, and its merges."""
         from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-        pretokenizer = build_pretokenizer(pre, source)
-        pairs = []
-        if not all(isinstance(merge, str) for merge in merges):
-            raise MalformedData(f"{source}: tokenizer.ggml.merges holds something other than strings")
-        for merge in merges:
-            left, _, right = merge[1:].partition(" ")  # the first character may itself be a space
-            pairs.append((merge[:1] + left, right))
         with _rust_errors(source, "the vocabulary is not usable"):
             vocabulary = {token: i for i, token in reversed(list(enumerate(tokens)))}
-            model = models.BPE(vocabulary, pairs, ignore_merges=pretokenizer.ignore_merges)
+            model = models.BPE(vocabulary, merges, ignore_merges=pretokenizer.ignore_merges)
             tokenizer = Tokenizer(model)
             tokenizer.pre_tokenizer = pretokenizer.steps
             tokenizer.decoder = decoders.ByteLevel()
@@ -196,7 +195,7 @@ class TokenizersBackend:
             return self._added[token_id].content.encode()  # type: ignore[no-any-return]
         piece = self._tokenizer.id_to_token(token_id)
         if self._byte_level:
-            table = _byte_of_character()
+            table = byte_of_character()
             return b"".join(bytes((table[c],)) if c in table else c.encode() for c in piece)
         return _byte_piece(piece)
 
@@ -243,17 +242,12 @@ def _without_first_space(tokenizer: Any) -> Any:
     return twin
 
 
-_BYTES: dict[str, int] = {}
-
-
-def _byte_of_character() -> dict[str, int]:
+@cache
+def byte_of_character() -> dict[str, int]:
     """GPT-2's table of printable characters that stand for bytes (openai/gpt-2, encoder.py)."""
-    if not _BYTES:
-        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [b for b in range(256) if b not in printable]
-        _BYTES.update({chr(b): b for b in printable})
-        _BYTES.update({chr(256 + n): b for n, b in enumerate(others)})
-    return _BYTES
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
 @contextlib.contextmanager

@@ -8,15 +8,18 @@ END_OF_TURN = (
     "<end_of_turn>",
     "<|eot_id|>",
     "<|eom_id|>",
+    "<|eot|>",
+    "<|eom|>",
     "<|end|>",
     "<|endoftext|>",
+    "<|end_of_text|>",
+    "<eos>",
     "</s>",
 )
 # Files often forget to flag control tokens as such. What is spelled like one is taken for one; not <s> and
 # </s>, which some vocabularies also have as HTML.
 CONTROL_NAMES = frozenset(END_OF_TURN) - {"</s>"} | {
     "<bos>",
-    "<eos>",
     "<pad>",
     "<start_of_turn>",
     "<start_of_image>",

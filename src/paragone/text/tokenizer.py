@@ -23,6 +23,8 @@ from paragone.text.backends import (
     sentencepiece_model,
 )
 from paragone.text.control import END_OF_TURN, is_control
+from paragone.text.pretokenizers import build_pretokenizer
+from paragone.text.ranks import is_tiktoken, read_tekken, read_tiktoken
 
 
 @dataclass
@@ -135,7 +137,8 @@ def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
         pre = metadata.get("tokenizer.ggml.pre")
         if not isinstance(pre, str):
             raise MalformedData(f"{path}: tokenizer.ggml.pre is missing, so texts cannot be cut as trained")
-        backend = TokenizersBackend.from_vocabulary(tokens, types, merges, pre, path)
+        pretokenizer = build_pretokenizer(pre, path)
+        backend = TokenizersBackend.from_vocabulary(tokens, types, _pairs(merges, path), pretokenizer, path)
         adds_bos = pre in ("llama-bpe", "llama3", "llama-v3", "tekken")
     else:
         raise BadConfiguration(f"{path}: tokenizer {model[:80]!r} is not supported. Known: gpt2, llama.")
@@ -156,31 +159,53 @@ def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
 
 
 def tokenizer_from_folder(folder: Path, eos_ids: Iterable[int] = ()) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, or else SentencePiece's tokenizer.model."""
+    """The tokenizer of a Hugging Face folder: tokenizer.json, or else Mistral's tekken.json, SentencePiece's
+    tokenizer.model, or a tiktoken file of that name."""
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.exists() else {}
     refuse_remote_code(settings, settings_file)
-    backend: Backend
-    if (folder / "tokenizer.json").is_file():
-        backend = TokenizersBackend.from_file(folder / "tokenizer.json")
-        special, prefix = backend.control_tokens(), backend.surroundings()[0]
-    elif (folder / "tokenizer.model").is_file():
-        path = folder / "tokenizer.model"
-        if path.stat().st_size > limits.TOKENIZER_BYTES:
-            raise MalformedData(f"{path}: larger than {limits.TOKENIZER_BYTES} bytes")
-        backend = SentencePieceBackend(path.read_bytes(), path)
-        special, prefix = backend.control_tokens(), []
-    else:
-        raise NotFound(f"{folder}: has neither tokenizer.json nor tokenizer.model")
+    backend, prefix = _folder_backend(folder)
+    special = backend.control_tokens()
     bos = special.get(_content(settings.get("bos_token")) or "<s>")
     eos = special.get(_content(settings.get("eos_token")) or "</s>")
-    if isinstance(backend, SentencePieceBackend) and settings.get("add_bos_token", True) and bos is not None:
-        prefix = [bos]
+    if prefix is None:
+        bos = special.get("<|begin_of_text|>") if bos is None else bos
+        prefix = [bos] if bos is not None and settings.get("add_bos_token", True) else []
     stops = set(eos_ids) | ({eos} if eos is not None else set())
     stops |= _generation_stops(folder)
     stops = {i for i in stops if i < backend.size}
     template = _folder_template(folder, settings)
     return Tokenizer(backend, special, prefix, _stop_ids(stops, special), bos, eos, template)
+
+
+def _folder_backend(
+    folder: Path,
+) -> tuple[SentencePieceBackend | TokenizersBackend, list[int] | None]:
+    """What cuts texts, and the ids before a prompt where the file itself says so."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        backend = TokenizersBackend.from_file(path)
+        return backend, backend.surroundings()[0]
+    path = folder / "tekken.json"
+    if path.is_file():
+        return read_tekken(path), None
+    for path in (folder / "tokenizer.model", *sorted(folder.glob("*.tiktoken"))[:1]):
+        if not path.is_file():
+            continue
+        if path.stat().st_size > limits.TOKENIZER_BYTES:
+            raise MalformedData(f"{path}: larger than {limits.TOKENIZER_BYTES} bytes")
+        if is_tiktoken(path):
+            return read_tiktoken(path), None
+        return SentencePieceBackend(path.read_bytes(), path), None
+    raise NotFound(f"{folder}: has no tokenizer.json, tokenizer.model, tekken.json or *.tiktoken")
+
+
+def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
+    """GGUF's merges, two tokens with a space between; the first may itself begin with one."""
+    if not all(isinstance(merge, str) for merge in merges):
+        raise MalformedData(f"{path}: tokenizer.ggml.merges holds something other than strings")
+    split = ((merge[:1], *merge[1:].partition(" ")) for merge in merges)
+    return [(first + left, right) for first, left, _, right in split]
 
 
 def _stop_ids(stops: set[int], special: dict[str, int]) -> frozenset[int]:
