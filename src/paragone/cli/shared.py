@@ -83,7 +83,9 @@ def note_kernels() -> None:
         )  # fmt: skip
 
 
-def load(name: str, precision: str, device: str, threads: int | None) -> "Model":
+def load(
+    name: str, precision: str, device: str, threads: int | None, prompt_format: str | None = None
+) -> "Model":
     """Loads a model with a progress bar."""
     from paragone.engine.load import load_model
 
@@ -94,7 +96,7 @@ def load(name: str, precision: str, device: str, threads: int | None) -> "Model"
 
         torch.set_num_threads(threads)
     if not sys.stderr.isatty():
-        return load_model(found.path, found.name, precision, device)  # type: ignore[arg-type]
+        return load_model(found.path, found.name, precision, device, prompt_format=prompt_format)  # type: ignore[arg-type]
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("loading {task.description}", markup=False), BarColumn())
@@ -106,6 +108,7 @@ def load(name: str, precision: str, device: str, threads: int | None) -> "Model"
             precision,  # type: ignore[arg-type]
             device,
             lambda done, total: bar.update(task, completed=done, total=total),
+            prompt_format,
         )
 
 

@@ -83,7 +83,7 @@ class Generation:
                 Sampler(request.params, request.prompt_ids, decoder.spec.vocab_size),
                 TextStream(
                     request.params.stop,
-                    drop_first_space=request.chat and getattr(tokenizer.backend, "adds_space", False),
+                    drop_first_space=request.chat and tokenizer.backend.adds_space,
                 ),
                 limit,
             )

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paragone import collector_paused
+from paragone.catalog.catalog import models
 from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paragone.engine.resources import available_memory_bytes
-from paragone.errors import NotEnoughMemory, UsageError
+from paragone.errors import BadConfiguration, NotEnoughMemory, UsageError
 from paragone.model.families import spec_of
 from paragone.model.precision import Precision, check_precision, estimate_bytes
+from paragone.text.formats import use_format
 from paragone.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 
 if TYPE_CHECKING:
@@ -32,12 +34,15 @@ def load_model(
     precision: Precision = "bf16",
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    prompt_format: str | None = None,
 ) -> "Model":
-    """Loads the model at a path. The tokenizer is read first: it is cheap and may fail."""
+    """Loads the model at a path. The tokenizer is read first: it is cheap and may fail. `prompt_format` names
+    a built-in one to use instead of the model's own template."""
     check_precision(precision)
     checkpoint = open_checkpoint(path)
     map_torch()
     tokenizer = load_tokenizer(checkpoint)
+    choose_format(tokenizer, name, prompt_format)
     with collector_paused():
         from paragone.engine.model import Model
         from paragone.model.load import load_decoder
@@ -93,6 +98,15 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as err:
         reason = str(err).splitlines()[0][:120]
         raise UsageError(f"device {device!r} cannot be used: {reason}") from None
+
+
+def choose_format(tokenizer: Tokenizer, name: str, prompt_format: str | None) -> None:
+    """The prompt format that was asked for; else the model's own template; else the catalogue's."""
+    if prompt_format is not None:
+        use_format(tokenizer, prompt_format)
+    elif tokenizer.chat_template is None and (entry := models().get(name)) and entry.prompt_format:
+        with contextlib.suppress(BadConfiguration):  # another model of that name, without the control tokens
+            use_format(tokenizer, entry.prompt_format)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

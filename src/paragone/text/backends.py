@@ -25,9 +25,14 @@ SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 class Backend(Protocol):
-    """What `Tokenizer` needs of a library. Ids are those of the model."""
+    """What `Tokenizer` needs of a library. Ids are those of the model; `adds_space` is whether a text gets a
+    space before it, `spaces_every_run` whether one after a control token does too."""
 
     size: int
+    adds_space: bool
+
+    @property
+    def spaces_every_run(self) -> bool: ...
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         """Ids of plain text; `first` is whether nothing stands before it."""
@@ -56,6 +61,10 @@ class SentencePieceBackend:
         if adds_space is None:
             adds_space = self._model.encode("a", out_type=str)[:1] != ["a"]
         self.adds_space = adds_space
+
+    @property
+    def spaces_every_run(self) -> bool:
+        return self.adds_space
 
     def encode(self, text: str, *, first: bool) -> list[int]:  # noqa: ARG002 -- each run gets its space
         return self._model.encode(text) if text else []
@@ -177,6 +186,10 @@ class TokenizersBackend:
                 added = [t for t, k in zip(tokens, types, strict=True) if k == kind and t]
                 tokenizer.add_tokens([AddedToken(t, normalized=False, special=special) for t in added])
         return cls(tokenizer, byte_level=True, source=source)
+
+    @property
+    def spaces_every_run(self) -> bool:
+        return self.adds_space and self._continues is None
 
     def encode(self, text: str, *, first: bool) -> list[int]:
         tokenizer = self._tokenizer if first or self._continues is None else self._continues

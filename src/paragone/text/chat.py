@@ -80,6 +80,7 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
         "bos_token": tokenizer.special_text(tokenizer.bos_id) or "",
         "eos_token": tokenizer.special_text(tokenizer.eos_id) or "",
+        "gap": tokenizer.gap,  # for the built-in formats
     }
     return RENDERER.render(tokenizer.chat_template, values)
 

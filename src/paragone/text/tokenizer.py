@@ -32,7 +32,8 @@ class Tokenizer:
     """Text to ids and back.
 
     `prefix` goes before a prompt (BOS, where the model wants it); `stop_ids` end an answer; `special` maps
-    the control tokens' spelling to ids; `chat_template` is Jinja source or None.
+    the control tokens' spelling to ids; `chat_template` is Jinja source or None, `chat_stop` the texts that
+    end an answer in it, beside `stop_ids`.
     """
 
     backend: Backend
@@ -42,6 +43,7 @@ class Tokenizer:
     bos_id: int | None = None
     eos_id: int | None = None
     chat_template: str | None = None
+    chat_stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._special_ids = frozenset(self.special.values())
@@ -50,6 +52,12 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self.backend.size
+
+    @property
+    def gap(self) -> str:
+        """What a text after a control token begins with, where the vocabulary was trained with a space there
+        and the file does not put it."""
+        return " " if self.backend.adds_space and not self.backend.spaces_every_run else ""
 
     def encode(self, text: str, *, prefix: bool = False, first: bool = True) -> list[int]:
         """Ids of a text; with `prefix` as a prompt, with the model's BOS where it wants one."""
@@ -93,7 +101,7 @@ class Tokenizer:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
         pieces = [self.token_bytes(i) for i in ids if not (skip_special and self.is_special(i))]
         text = b"".join(pieces).decode("utf-8", "replace")
-        return text[1:] if getattr(self.backend, "adds_space", False) and text.startswith(" ") else text
+        return text[1:] if self.backend.adds_space and text.startswith(" ") else text
 
     def special_text(self, token_id: int | None) -> str | None:
         """A control token's spelling."""
