@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/paragone
 MODELS := smollm2-135m-instruct gemma3-270m
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-foundation peers parity docs fuzz clean
+.PHONY: help run test lint bench bench-foundation bench-load peers parity docs fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,7 +51,10 @@ peers: $(VENV)/run  ## environments of the peers to measure beside, under the ca
 bench-foundation: models peers  ## speed, start and memory beside transformers; ends in one JSON line
 	$(BIN)/python -m benchmarks.foundation
 
-bench: bench-foundation  ## all benchmarks
+bench-load: $(VENV)/run  ## memory and time of loading 7 billion parameters (writes 14.5 GB, and deletes them)
+	$(BIN)/python -m benchmarks.seven_billion
+
+bench: bench-foundation bench-load  ## all benchmarks
 
 parity: $(VENV)/dev  ## largest difference of every family from its reference; the mistakes that its test sees
 	@$(BIN)/python -m tests.parity.table --write

@@ -69,10 +69,10 @@ class Case:
         """Whether the reference itself counts padding: Llama 4's temperatures go by the slot."""
         return "floor_scale" in self.options
 
-    def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    def build(self, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "eager") -> Any:
         """A model of the reference class with all parameters random."""
         # Falcon's eager attention adds ALiBi twice; of experts, the eager form says how each sum is rounded.
-        attention = "sdpa" if self.options.get("alibi") else "eager"
+        attention = "sdpa" if self.options.get("alibi") else attention
         config = self.config(**self.options, attn_implementation=attention)
         config._experts_implementation = "eager"
         torch.manual_seed(seed)
