@@ -59,8 +59,8 @@ bench: bench-foundation bench-load  ## all benchmarks
 parity: $(VENV)/dev  ## largest difference of every family from its reference; the mistakes that its test sees
 	@$(BIN)/python -m tests.parity.table --write
 
-docs: $(VENV)/dev  ## write the generated pages: command help, the Python interface
-	$(BIN)/python docs/generate.py
+docs: $(VENV)/dev  ## write the generated pages: the commands' help, the families
+	$(BIN)/python -m docs.generate
 
 clean:  ## delete the environment and everything that tools left; downloaded models stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -3,7 +3,8 @@
     python -m benchmarks.seven_billion                     makes it, inspects it, loads it in three precisions
     python -m benchmarks.seven_billion FOLDER PRECISION    loads what is there, in this process
 
-Ends in one JSON line: seconds of `paragone inspect`, and for each precision the peak over what stays.
+Writes docs/loading.md and ends in one JSON line: seconds of `paragone inspect`, and for each precision the
+peak over what stays.
 """
 
 import json
@@ -19,7 +20,20 @@ from typing import Any
 
 from paragone.model.precision import Precision
 
-PAGE = 4096
+BLOCK = 4096
+PAGE_FILE = Path(__file__).parents[1] / "docs" / "loading.md"
+PAGE_TEXT = """# Loading seven billion parameters
+
+Made by `make bench-load`: a checkpoint of Mistral 7B's shape, random bfloat16 numbers in 33 shards. Memory is
+that of the process, over what it was before loading. At bf16 the weights are used where they lie in the
+files: they come into memory as they are read, and other processes share them.
+
+`paragone inspect`: {inspect} s from start to end, no weight read.
+
+| precision | stays | peak | time |
+|---|---|---|---|
+{rows}
+"""
 CONFIG = {
     "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
     "num_key_value_heads": 8, "num_hidden_layers": 32, "vocab_size": 32000, "max_position_embeddings": 32768,
@@ -41,7 +55,7 @@ def make(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     longest = 32000 * 4096 * 2
-    noise = mmap.mmap(-1, longest + 512 * PAGE)  # aligned, so that it can go to the disk past the cache
+    noise = mmap.mmap(-1, longest + 512 * BLOCK)  # aligned, so that it can go to the disk past the cache
     numbers = torch.frombuffer(noise, dtype=torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     step = 1 << 22
@@ -67,7 +81,7 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], noise: mmap.mma
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % PAGE)
+    text += b" " * (-(len(text) + 8) % BLOCK)
     first = mmap.mmap(-1, len(text) + 8)
     first[:] = len(text).to_bytes(8, "little") + text
     flags = os.O_WRONLY | os.O_CREAT
@@ -79,7 +93,7 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], noise: mmap.mma
         _write_all(file, memoryview(first))
         for at, entry in enumerate(header.values()):
             begin, stop = entry["data_offsets"]
-            shift = (seed * len(LAYER) + at) % 512 * PAGE
+            shift = (seed * len(LAYER) + at) % 512 * BLOCK
             _write_all(file, memoryview(noise)[shift : shift + stop - begin])
     finally:
         os.close(file)
@@ -119,6 +133,7 @@ def load_apart(folder: Path, precision: Precision) -> dict[str, float]:
 def main() -> None:
     """Everything, with a table of what was found."""
     found: dict[str, float] = {}
+    rows = []
     with tempfile.TemporaryDirectory() as base:
         folder = Path(base) / "seven-billion"
         print("writing 14.5 GB ...", file=sys.stderr)
@@ -130,12 +145,14 @@ def main() -> None:
             subprocess.run(inspect, stdout=subprocess.DEVNULL, check=True)
             spent.append(time.perf_counter() - begin)
         found["inspect_s"] = round(median(spent), 2)
-        print(f"inspect {found['inspect_s']} s")
         for precision in ("bf16", "int8", "int4"):
             load = load_apart(folder, precision)
             peak, stays = (load[key] / 1e9 for key in ("peak_bytes", "weight_bytes"))
-            print(f"{precision}: {stays:.2f} GB stay, peak {peak:.2f} GB, {load['seconds']:.1f} s")
+            rows.append(f"| {precision} | {stays:.2f} GB | {peak:.2f} GB | {load['seconds']:.1f} s |")
             found[f"{precision}_peak_over_what_stays"] = round(peak / stays, 3)
+    page = PAGE_TEXT.format(inspect=found["inspect_s"], rows="\n".join(rows))
+    print(page)
+    PAGE_FILE.write_text(page)
     print(json.dumps(found))
 
 

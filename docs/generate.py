@@ -1,7 +1,7 @@
-"""Writes the pages that are made from the code: `python docs/generate.py [--check]`.
+"""Writes the pages that are made from the code: `python -m docs.generate [--check]`.
 
-docs/commands.md: the help of every command. With --check nothing is written, and the exit code is 1 where
-a page is stale.
+docs/commands.md, the help of every command, and docs/families.md. With --check nothing is written, and the
+exit code is 1 where a page is stale.
 """
 
 import sys
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 from click.testing import CliRunner
+from docs.families import families_page
 
 from paragone.cli.main import COMMANDS, cli
 
-PAGE = Path(__file__).with_name("commands.md")
+DOCS = Path(__file__).parent
 
 
 def help_of(*arguments: str) -> str:
@@ -34,8 +35,15 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
+PAGES = {"commands.md": commands_page, "families.md": families_page}
+
 if __name__ == "__main__":
-    page = commands_page()
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if PAGE.exists() and PAGE.read_text() == page else "docs/commands.md is stale: make docs")
-    PAGE.write_text(page)
+    stale = []
+    for name, make in PAGES.items():
+        page, path = make(), DOCS / name
+        if not path.exists() or path.read_text() != page:
+            stale.append(name)
+            if "--check" not in sys.argv[1:]:
+                path.write_text(page)
+    if stale and "--check" in sys.argv[1:]:
+        sys.exit(f"stale: {', '.join(stale)}: make docs")

@@ -9,6 +9,6 @@ ROOT = Path(__file__).parents[1]
 
 def test_generated_pages_are_fresh():
     done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True
+        [sys.executable, "-m", "docs.generate", "--check"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr

@@ -4,12 +4,17 @@ Untouched initialisation hides bugs: biases are zero and norm weights one, so a 
 norm changes nothing. Every parameter is randomised here, vectors included.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
+
+from paragone.checkpoint.checkpoint import Checkpoint
+from paragone.model.families import spec_of
+from paragone.model.spec import ModelSpec
 
 SIZES = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3}
 ATTENTION = {
@@ -91,6 +96,12 @@ class Case:
         model = self.build(seed)
         model.save_pretrained(folder, **options)
         return model
+
+
+def spec_from(config: Any) -> ModelSpec:
+    """The spec of a configuration of the reference implementation, without any weights."""
+    path = Path("config.json")
+    return spec_of(Checkpoint(path, "hf", path, json.loads(config.to_json_string()), {}))
 
 
 GEMMA3 = {

@@ -16,17 +16,18 @@ from tests.tiny import CASES
 ARCH = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3", "mistral": "llama",
     "mixtral": "llama", "gemma": "gemma", "gemma2": "gemma2", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
-    "phi": "phi2", "phi3": "phi3", "falcon": "falcon", "bloom": "bloom",
+    "phi": "phi2", "phi3": "phi3", "llama4_text": "llama4", "falcon": "falcon", "bloom": "bloom",
 }  # fmt: skip
 # What GGUF cannot say: yarn's and llama3's parameters beyond a tensor of divisors, windows of Qwen, other
 # query scales of Gemma 3 than its head width's.
 WRITABLE = [c for c in CASES if c.name in
             ("llama1", "llama2_gqa", "llama_biases", "llama3.1", "llama3.2_tied", "llama_linear", "qwen2_tied",
              "qwen3", "gemma3", "mistral_nemo", "mixtral", "gemma", "gemma2", "qwen2_moe", "qwen3_moe", "phi",
-             "phi3_window", "phi3_longrope", "phi4_mini", "falcon_7b", "falcon_40b", "falcon_11b", "bloom")]  # fmt: skip
+             "phi3_window", "phi3_longrope", "phi4_mini", "falcon_7b", "falcon_40b", "falcon_11b", "bloom", "llama4")]  # fmt: skip
 # What the conversion takes as given, so that the folder must have it too.
 GIVEN = {
     "gemma3": {"query_pre_attn_scalar": 32}, "gemma2": {"query_pre_attn_scalar": 32},
+    "llama4": {"attention_chunk_size": 8192, "floor_scale": 8192},
     "qwen2_moe": {"mlp_only_layers": []}, "qwen3_moe": {"decoder_sparse_step": 1},
 }  # fmt: skip
 
@@ -37,8 +38,9 @@ def permuted(weight, heads):
     return weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def write_gguf(model, path):
-    """The conversion's rules, written down once more and independently of the reader's tables."""
+def write_gguf(model, path, single_experts=False):
+    """The conversion's rules, written down once more and independently of the reader's tables. Files from 2023
+    keep `single_experts`, not stacks of them."""
     c = model.config
     arch = ARCH[c.model_type]
     w = gguf.GGUFWriter(path, arch)
@@ -51,7 +53,7 @@ def write_gguf(model, path):
     w.add_context_length(getattr(c, "max_position_embeddings", 2048))
     w.add_embedding_length(c.hidden_size)
     w.add_block_count(c.num_hidden_layers)
-    w.add_feed_forward_length(inner)
+    w.add_feed_forward_length(getattr(c, "intermediate_size_mlp", inner))
     w.add_head_count(heads)
     w.add_head_count_kv(kv_heads)
     if hasattr(c, "rms_norm_eps"):
@@ -71,11 +73,21 @@ def write_gguf(model, path):
         w.add_expert_count(experts)
         w.add_expert_used_count(c.num_experts_per_tok)
         if arch != "llama":
-            w.add_expert_feed_forward_length(c.moe_intermediate_size)
+            w.add_expert_feed_forward_length(inner if arch == "llama4" else c.moe_intermediate_size)
         if arch == "qwen2moe":
             w.add_expert_shared_feed_forward_length(c.shared_expert_intermediate_size)
     if arch not in ("bloom", "gemma", "gemma2"):
         write_rope(w, model, arch, head_dim)
+    if arch == "llama4":
+        w.add_interleave_moe_layer_step(c.interleave_moe_layer_step)
+
+    def add_experts(at, part, stack):
+        if not single_experts:
+            w.add_tensor(f"{at}{part}_exps.weight", np.ascontiguousarray(stack))
+            return
+        for number, expert in enumerate(stack):
+            w.add_tensor(f"{at}{part}.{number}.weight", np.ascontiguousarray(expert))
+
     tensors = dict(model.state_dict())
     if c.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -84,14 +96,16 @@ def write_gguf(model, path):
     )
     for name, value in tensors.items():
         data = value.float().numpy()
+        if arch == "llama4" and ".experts." in name:
+            data = data.swapaxes(1, 2)
+        at = f"blk.{name.split('.')[2]}.ffn_" if "experts." in name else ""
         if name.endswith("experts.gate_up_proj"):
-            at = f"blk.{name.split('.')[2]}.ffn_"
             half = data.shape[1] // 2
-            w.add_tensor(f"{at}gate_exps.weight", np.ascontiguousarray(data[:, :half]))
-            w.add_tensor(f"{at}up_exps.weight", np.ascontiguousarray(data[:, half:]))
+            add_experts(at, "gate", data[:, :half])
+            add_experts(at, "up", data[:, half:])
             continue
         if name.endswith("experts.down_proj"):
-            w.add_tensor(f"blk.{name.split('.')[2]}.ffn_down_exps.weight", data)
+            add_experts(at, "down", data)
             continue
         if arch == "llama" and ".q_proj" in name:
             data = permuted(data, heads)
@@ -139,6 +153,16 @@ def test_gguf_equals_its_folder(case, tmp_path):
     case = replace(case, options={**case.options, **GIVEN.get(case.name, {})})
     model = case.save(tmp_path / "hf")
     write_gguf(model, tmp_path / "m.gguf")
+    ids = torch.randint(0, 128, (2, 48), generator=torch.Generator().manual_seed(2))
+    got = load_decoder(open_checkpoint(tmp_path / "m.gguf"), "fp32")(ids)
+    want = model(ids).logits
+    assert (got - want).abs().max() <= 2e-5 * want.std()
+
+
+@torch.inference_mode()
+def test_old_files_with_single_experts(tmp_path):
+    model = next(c for c in CASES if c.name == "mixtral").build()
+    write_gguf(model, tmp_path / "m.gguf", single_experts=True)
     ids = torch.randint(0, 128, (2, 48), generator=torch.Generator().manual_seed(2))
     got = load_decoder(open_checkpoint(tmp_path / "m.gguf"), "fp32")(ids)
     want = model(ids).logits

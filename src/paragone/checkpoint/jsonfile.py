@@ -70,6 +70,9 @@ def refuse_remote_code(value: Any, path: Path) -> None:
     if isinstance(value, dict):
         for key in REMOTE_CODE:
             if key in value:
-                raise Refused(f"{path}: {path.name} asks for remote code ({key}); it is never run")
+                raise Refused(
+                    f"{path}: {path.name} asks for remote code ({key}); it is never run. If `paragone "
+                    "families` has the architecture, none is needed: take the key out of a copy of the file"
+                )
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         refuse_remote_code(item, path)

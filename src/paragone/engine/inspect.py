@@ -68,38 +68,88 @@ def parts(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, int]:
     return dict(counts)
 
 
-def describe(spec: ModelSpec) -> str:
-    """The architecture in the field's terms, in a sentence."""
-    kinds = Counter(layer.attention for layer in spec.layers)
-    heads = f"{spec.num_attention_heads} heads of {spec.head_dim}"
-    if spec.num_key_value_heads == 1:
-        heads += " that share one key/value head (MQA)"
-    elif spec.num_key_value_heads < spec.num_attention_heads:
-        heads += f" over {spec.num_key_value_heads} key/value heads (GQA)"
-    words = [f"decoder-only, {spec.num_layers} layers of width {spec.hidden_size}", heads]
-    if kinds["sliding"]:
-        words.append(f"{kinds['sliding']} layers see a window of {spec.sliding_window}")
-    if kinds["chunked"]:
-        words.append(f"{kinds['chunked']} layers see chunks of {spec.attention_chunk}")
-    if spec.alibi:
-        words.append("ALiBi")
-    for rope in spec.ropes:
-        scaled = "" if rope.scaling == "none" else f", scaled by {rope.scaling}"
-        partly = "" if rope.dim is None else f" of {rope.dim} numbers"
-        words.append(f"RoPE{partly} (theta {rope.theta:g}{scaled})")
-    gate = {"silu": "SwiGLU", "gelu_tanh": "GeGLU", "gelu": "GeGLU"}.get(spec.activation, spec.activation)
-    words.append(f"{gate if spec.gated_mlp else 'GELU'} of width {spec.intermediate_size}")
+def describe(spec: ModelSpec, *, sizes: bool = True) -> str:
+    """The architecture in the field's terms, in a sentence; without `sizes` what holds for a family's models
+    of any size."""
+
+    def with_sizes(text: str, plain: str = "") -> list[str]:
+        return [text] if sizes else [plain] if plain else []
+
+    words = ["decoder-only", *with_sizes(f"{spec.num_layers} layers of width {spec.hidden_size}")]
+    words += with_sizes(_heads(spec), _sharing(spec))
+    words += _attention(spec, sizes=sizes) + _positions(spec, sizes=sizes)
+    gate = {"silu": "SwiGLU", "gelu_tanh": "GeGLU (tanh)", "gelu": "GeGLU"}.get(
+        spec.activation, spec.activation
+    )
+    plain = {"gelu": "GELU (erf)"}.get(spec.activation, "GELU (tanh)")
+    width = f" of width {spec.intermediate_size}" if sizes else ""
+    words.append(f"{gate if spec.gated_mlp else plain}{width}")
     if spec.moe:
         mixed = sum(layer.moe for layer in spec.layers)
-        words.append(
-            f"{mixed} layers are mixtures: {spec.moe.top_k} of {spec.moe.num_experts} experts a token"
-        )
+        which = f"{mixed} layers are mixtures: {spec.moe.top_k} of {spec.moe.num_experts} experts a token"
+        shared = " and one that all tokens see" if spec.moe.shared_intermediate_size else ""
+        words += with_sizes(which + shared, f"mixture of experts{shared}")
     words.append("LayerNorm" if spec.norm.kind == "layer" else "RMSNorm")
     words.append(
-        {"pre": "pre-norm", "sandwich": "norms on both sides"}.get(spec.block, "parallel attention and MLP")
+        {
+            "pre": "pre-norm",
+            "sandwich": "norms on both sides",
+            "parallel": "parallel attention and MLP",
+            "parallel_two_norms": "parallel attention and MLP with a norm each",
+        }[spec.block]
     )
+    biases = [
+        name for name, has in (("q, k, v", spec.qkv_bias), ("o", spec.o_bias), ("MLP", spec.mlp_bias)) if has
+    ]
+    words += [f"biases on {' and '.join(biases)}"] if biases else []
+    if spec.attn_logit_softcapping or spec.final_logit_softcapping:
+        words.append("softcapped logits")
     words.append("tied embeddings" if spec.tie_word_embeddings else "untied embeddings")
     return ", ".join(words)
+
+
+def _heads(spec: ModelSpec) -> str:
+    heads = f"{spec.num_attention_heads} heads of {spec.head_dim}"
+    if spec.num_key_value_heads == 1:
+        return heads + " that share one key/value head (MQA)"
+    if spec.num_key_value_heads < spec.num_attention_heads:
+        return heads + f" over {spec.num_key_value_heads} key/value heads (GQA)"
+    return heads
+
+
+def _sharing(spec: ModelSpec) -> str:
+    if spec.num_key_value_heads == 1:
+        return "MQA"
+    return "GQA" if spec.num_key_value_heads < spec.num_attention_heads else "MHA"
+
+
+def _attention(spec: ModelSpec, *, sizes: bool) -> list[str]:
+    """What layers see, where it is not everything."""
+    kinds = Counter(layer.attention for layer in spec.layers)
+    words = []
+    for kind, what, reach in (
+        ("sliding", "a sliding window", spec.sliding_window),
+        ("chunked", "chunks", spec.attention_chunk),
+    ):
+        count = kinds[kind]  # type: ignore[index]
+        if count and sizes:
+            words.append(f"{count} layers see {what} of {reach}")
+        elif count:
+            words.append(f"{'all' if count == spec.num_layers else 'some'} layers see {what}")
+    if spec.qk_norm:
+        words.append("norm on queries and keys")
+    return words
+
+
+def _positions(spec: ModelSpec, *, sizes: bool) -> list[str]:
+    words = ["ALiBi"] if spec.alibi else []
+    for rope in spec.ropes:
+        about = [f"theta {rope.theta:g}"] if sizes else []
+        about += [] if rope.scaling == "none" else [f"scaled by {rope.scaling}"]
+        about += ["neighbouring pairs"] if rope.pairs else []
+        partly = "" if rope.dim is None else f" of {rope.dim} numbers" if sizes else " of a part of the head"
+        words.append(f"RoPE{partly}" + (f" ({', '.join(about)})" if about else ""))
+    return words
 
 
 def _text(checkpoint: Checkpoint) -> dict[str, Any]:

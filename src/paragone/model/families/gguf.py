@@ -60,6 +60,12 @@ GGUF_MOE_NAMES = GGUF_NAMES | {
     },
 }
 
+# Files from before stacks keep every expert by itself: (a tensor that tells it, the names that differ).
+GGUF_SINGLE_EXPERTS = (
+    "blk.0.ffn_gate.0.weight",
+    {f"layers.{{}}.moe.{{}}.{p}.weight": f"blk.{{}}.ffn_{p}.{{}}.weight" for p in ("gate", "up", "down")},
+)
+
 # GGUF metadata about the file, its origin and its tokenizer, not about the arithmetic.
 GGUF_IGNORED_PREFIXES = ("general.", "tokenizer.", "quantize.", "split.", "imatrix.")
 

@@ -15,6 +15,7 @@ from paragone.model.families.common import HF_IGNORED, HF_NAMES, hf_fields, hf_r
 from paragone.model.families.gguf import (
     GGUF_IGNORED_PREFIXES,
     GGUF_MOE_NAMES,
+    GGUF_SINGLE_EXPERTS,
     gguf_fields,
     gguf_moe,
     gguf_moe_layers,
@@ -88,6 +89,7 @@ FAMILIES = {
                     ("k", lambda rows, spec: _unpermute(rows, spec.num_key_value_heads)),
                 )
             },
+            layouts=(GGUF_SINGLE_EXPERTS,),
             ignored_tensors=frozenset({"rope_freqs.weight"}),  # read by the spec
         )
     },
