@@ -217,8 +217,9 @@ def tekken(changes=(), vocabulary=None):
             for i, t in enumerate(tokens)
         ],
     }
+    config = data["config"]
     for key, value in dict(changes).items():
-        (data["config"] if key in data["config"] else data)[key] = value
+        (config if key in config else data)[key] = value
     return data
 
 
