@@ -149,17 +149,17 @@ def test_chat_reads_commands_and_messages():
     assert done.stderr.count("error:") == 2
 
 
-def heed_interrupts():
-    """What runs in the background of a shell is started deaf to Ctrl-C, and so is what it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# What runs in the background of a shell is started deaf to Ctrl-C, and so is what it starts.
+HEEDING = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from paragone.cli.main import main; main()"
+)
 
 
 def test_interrupting_stops_the_answer_and_not_the_chat():
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "paragone", "chat", SMOL, "--max-tokens", "4000"]
-    process = subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=heed_interrupts
-    )
+    command = [sys.executable, "-c", HEEDING, "chat", SMOL, "--max-tokens", "4000"]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     seen = b""
 
@@ -185,10 +185,8 @@ def test_interrupting_stops_the_answer_and_not_the_chat():
 
 
 def test_interrupting_generate_is_130():
-    command = [sys.executable, "-m", "paragone", "generate", SMOL, "Count: 1 2 3", "--max-tokens", "8000"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts
-    )
+    command = [sys.executable, "-c", HEEDING, "generate", SMOL, "Count: 1 2 3", "--max-tokens", "8000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(3)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
