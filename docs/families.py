@@ -18,8 +18,8 @@ Zephyr or a SmolLM is a Llama or a Mistral. `paragone inspect MODEL` says all of
   deviation (figures in [parity.md](parity.md)), whole, padded, cached, in chunks; in bfloat16 bit by bit, but
   for Falcon with ALiBi, whose reference rounds inside a fused operation.
 - GGUF: the same model written as GGUF gives the logits of its folder.
-- Real tokenizers, whose ids equal those of their makers' code: Llama 2, 3 and 4, Mistral v1, v2, v3, v7 and
-  Tekken, Qwen, Gemma 3, SmolLM2.
+- Real tokenizers: ids equal those of their makers' code for Llama 3 and 4, Mistral v1, v2, v3, v7 and Tekken,
+  and Qwen; those of another library on the same vocabulary for Llama 2, Gemma 3 and SmolLM2.
 
 Sizes are millions of parameters; a licence's conditions are in `paragone models MODEL`.
 """
@@ -82,7 +82,8 @@ def _formats() -> str:
     ]
     for name, entry in prompt_formats().items():
         values = {"bos_token": "<s>", "eos_token": "</s>", "gap": "", "messages": CONVERSATION}
-        text = RENDERER.render(entry.template, values | {"add_generation_prompt": True})
+        template = entry.template.replace("strftime_now('%d %b %Y')", "'21 Nov 2026'")  # or it changes daily
+        text = RENDERER.render(template, values | {"add_generation_prompt": True})
         stops = f" Also stops at {', '.join(f'`{stop!r}`' for stop in entry.stop)}." if entry.stop else ""
         about = f"{entry.title}. [Source]({entry.source.split(' ')[0]}).{stops}"
         parts.append(f"### {name}\n\n{about}\n\n```\n{text}\n```\n")

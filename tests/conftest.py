@@ -23,6 +23,14 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def smollm2_path():
+    """SmolLM2's file, in the real home: what asks for a home of its own must not pull it there."""
+    from tests.real import SMOLLM2, path_of
+
+    return path_of(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M-Instruct at bf16, shared by all tests."""
     from paragone.engine.load import load_model

@@ -58,7 +58,11 @@ def _kept(name, fill):
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent))
-        fill(partial)
+        try:
+            fill(partial)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
         try:
             os.rename(partial, folder)
         except OSError:  # another process was faster

@@ -34,7 +34,9 @@ HEADS: Final = 1 << 14
 # Tokenizers
 TOKENIZER_BYTES: Final = 256 * MIB
 TOKEN_BYTES: Final = 64 * KIB
-RANKED_TOKENS_WORK: Final = 1 << 28  # sum of squared lengths of tokens whose merges have to be found
+RANKED_FILE_BYTES: Final = 24 * MIB  # tekken.json, tiktoken's files
+RANKED_CONTROL_TOKENS: Final = 1 << 14
+RANKED_TOKENS_WORK: Final = 1 << 26  # sum of squared lengths of tokens whose merges have to be found
 REPLACEMENT_CHARS: Final = 16  # what a normaliser may put in for a character without being tried first
 TOKENIZER_PROBE_SECONDS: Final = 1.0
 TOKENIZER_PROBE_LOAD_SECONDS: Final = 20.0

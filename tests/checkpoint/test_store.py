@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import io
 import json
 import os
 import re
@@ -11,18 +12,21 @@ import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 import pytest
 
+from paragone.checkpoint import hub as hub_module
 from paragone.checkpoint import pull as pull_module
 from paragone.checkpoint import store
+from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.checkpoint.pull import pull
 from paragone.checkpoint.sources import HubSource, PyPISource, local_name, parse_source
 from paragone.engine.inspect import inspect_model
 from paragone.errors import MalformedData, NotFound, Unavailable, UsageError, WriteFailed
+from paragone.model.families import spec_of
 from tests import gguf_files
-from tests.real import SMOLLM2, path_of
+from tests.parity.test_gguf_models import write_gguf
 from tests.tiny import CASES
 
 DATA = gguf_files.small() * 3
@@ -243,7 +247,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.do_GET(body=False)
 
     def do_GET(self, body=True):
-        path = self.path.split("?")[0]
+        path = unquote(self.path.split("?")[0])
         if path.startswith("/api/models/") and "/secret" in path:
             return self.answer(401, b'{"error": "gated"}', body, {"X-Error-Code": "GatedRepo"})
         if path.startswith("/api/models/") and "/hidden" in path:  # how the hub answers to strangers
@@ -375,8 +379,8 @@ def test_inspecting_a_model_of_the_hub_fetches_no_weight(home, hub_with_a_model,
     assert not (home / "models").exists()
 
 
-def test_inspecting_a_gguf_file_of_the_hub_fetches_its_head(home, hub, monkeypatch):
-    data = path_of(SMOLLM2).read_bytes()
+def test_inspecting_a_gguf_file_of_the_hub_fetches_its_head(smollm2_path, home, hub, monkeypatch):
+    data = smollm2_path.read_bytes()
     monkeypatch.setitem(HUB_FILES, "m.gguf", data)
     monkeypatch.setitem(globals(), "FETCHED", {})
     done = paragone(home, "inspect", "hf:owner/name:m.gguf", HF_ENDPOINT=hub)
@@ -391,6 +395,53 @@ def test_a_hub_that_lists_files_outside_the_repository(name, home, hub, monkeypa
     for command in ("pull", "inspect"):
         done = paragone(home, command, "hf:owner/name", HF_ENDPOINT=hub)
         assert (done.returncode, "outside itself" in done.stderr) == (65, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "message"),
+    [("pytorch_model.bin", 77, "refusing to fetch pickled"), ("config.json", 2, "names no GGUF file")],
+)
+def test_single_files_that_are_no_gguf(file, code, message, home, hub):
+    for command in ("pull", "inspect"):
+        done = paragone(home, command, f"hf:owner/name:{file}", HF_ENDPOINT=hub)
+        assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+
+
+def test_repositories_with_names_that_get_in_the_way(home, hub, monkeypatch):
+    monkeypatch.setitem(HUB_FILES, "manifest.json", b"{}")
+    monkeypatch.setitem(HUB_FILES, "model[1].json", b"{}")
+    monkeypatch.setitem(HUB_FILES, "onnx/config.json", b"{}")
+    done = paragone(home, "pull", "hf:owner/name", HF_ENDPOINT=hub)
+    assert done.returncode == 0, done.stderr
+    files = {p.name for p in (home / "models" / "owner--name").iterdir()}
+    assert files == {"config.json", "model.safetensors", "tokenizer.model", "manifest.json", "model[1].json"}
+    assert paragone(home, "pull", "hf:owner/name", HF_ENDPOINT=hub).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "header", [b"{]", b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}']
+)
+def test_a_broken_header_on_a_hub_is_named(header, home, hub, monkeypatch):
+    data = len(header).to_bytes(8, "little") + header + b"\0" * 4
+    monkeypatch.setitem(HUB_FILES, "model.safetensors", data)
+    done = paragone(home, "inspect", "hf:owner/name", HF_ENDPOINT=hub)
+    assert (done.returncode, "model.safetensors" in done.stderr) == (65, True), done.stderr
+
+
+def test_the_head_of_a_gguf_file_has_the_ropes_divisors(tmp_path, monkeypatch):
+    """They are a tensor, and it may lie far behind the metadata."""
+    case = next(c for c in CASES if c.name == "llama3.1")
+    write_gguf(case.build(), tmp_path / "whole.gguf")
+    data = (tmp_path / "whole.gguf").read_bytes()
+    monkeypatch.setattr(hub_module, "GGUF_FIRST_BYTES", 1 << 10)
+    with (tmp_path / "head.gguf").open("w+b") as near:
+        hub_module._copy_gguf_head(io.BytesIO(data), near, len(data), tmp_path / "head.gguf")
+    head, whole = (spec_of(open_checkpoint(tmp_path / f"{name}.gguf")) for name in ("head", "whole"))
+    assert head == whole
+    assert head.ropes[0].scaling == "factors"
+    assert (tmp_path / "head.gguf").read_bytes() != data
+    with (tmp_path / "head.gguf").open("w+b") as near, pytest.raises(Unavailable, match="sent"):
+        hub_module._copy_gguf_head(io.BytesIO(data[:100]), near, len(data), tmp_path / "head.gguf")
 
 
 def test_unreachable_sources(home):

@@ -218,6 +218,10 @@ def test_precisions_stay_close_to_fp32(exact, precision):
 def test_a_prompt_format_brings_its_stop_strings(smollm2):
     model = replace(smollm2, tokenizer=replace(smollm2.tokenizer))
     use_format(model.tokenizer, "falcon")
-    asked = model.chat("Say hello.", max_tokens=4, stop=("\n\n\n",))
-    assert asked.params.stop == ("\n\n\n", "\nUser:")
-    assert smollm2.chat("Say hello.", max_tokens=4).params.stop == ()
+    model.tokenizer.chat_stop = ("e",)
+    own = tuple(f"no such text {i}" for i in range(16))  # as many as may be given
+    answer = model.chat("What is the capital of France?", max_tokens=30, stop=own)
+    assert answer.finish_reason == "stop"
+    assert "e" not in answer.text
+    assert answer.params.stop == own
+    assert "e" in smollm2.chat("What is the capital of France?", max_tokens=30).text

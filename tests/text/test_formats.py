@@ -2,6 +2,7 @@
 
 import json
 import random
+from datetime import datetime
 
 import jinja2.sandbox
 import pytest
@@ -10,7 +11,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from tokenizers import Tokenizer as HFTokenizer
 
 from paragone.catalog.catalog import models
-from paragone.errors import BadConfiguration, NotFound
+from paragone.errors import BadConfiguration, NotFound, TemplateError
 from paragone.text.chat import encode_chat, render_chat
 from paragone.text.formats import prompt_formats, use_format
 from paragone.text.tokenizer import tokenizer_from_folder
@@ -64,6 +65,10 @@ WRITTEN = {
     "falcon": (
         f"<s>User: {U}\n\nAssistant: {A}\n\nUser: {V}\n\nAssistant:",
         f"<s>{S}\n\nUser: {U}\n\nAssistant: {A}\n\nUser: {V}\n\nAssistant:",
+    ),
+    "falcon-180b": (
+        f"<s>User: {U}\nFalcon: {A}\nUser: {V}\nFalcon:",
+        f"<s>System: {S}\nUser: {U}\nFalcon: {A}\nUser: {V}\nFalcon:",
     ),
     "zephyr": (
         f"<s><|user|>\n{U}</s>\n<|assistant|>\n{A}</s>\n<|user|>\n{V}</s>\n<|assistant|>\n",
@@ -138,6 +143,47 @@ def test_the_system_message_of_llama_3_1_is_always_there():
     begin = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n" + DATES
     assert render_chat(tokenizer, TURNS).startswith(begin + "<|eot_id|>")
     assert render_chat(tokenizer, WITH_SYSTEM).startswith(begin + S + "<|eot_id|>")
+
+
+@pytest.mark.parametrize("name", prompt_formats())
+def test_what_a_format_cannot_say_is_refused(name, llama_tokenizer):
+    """Messages are written or refused, never dropped, and no role is taken for another."""
+    llama_tokenizer.chat_template = prompt_formats()[name].template
+    user, system = {"role": "user", "content": U}, {"role": "system", "content": S}
+    for messages, message in (
+        ([system], "begins with a user message"),
+        ([system, {"role": "assistant", "content": A}, user], "begins with a user message"),
+        ([user, {"role": "tool", "content": "5"}], "no tool messages"),
+    ):
+        with pytest.raises(TemplateError, match=message):
+            render_chat(llama_tokenizer, messages)
+    assert S in render_chat(llama_tokenizer, WITH_SYSTEM)
+
+
+def test_llama_3_2_knows_the_day():
+    tokenizer = tokenizer_from_folder(llama_models(3)[1])
+    use_format(tokenizer, "llama-3.2")
+    today = datetime.now().strftime("%d %b %Y")
+    assert f"Today Date: {today}\n\n{S}<|eot_id|>" in render_chat(tokenizer, WITH_SYSTEM)
+
+
+def test_control_tokens_that_swallow_white_space(tmp_path):
+    """Phi-3's: what its template writes after them is not there for the model. Ids are the library's."""
+    state = json.loads((npm("mistral") / "tokenizer.json").read_text())
+    names = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    like = state["added_tokens"][-1]
+    state["added_tokens"] += [
+        like | {"id": 32_000 + i, "content": n, "rstrip": True, "special": True} for i, n in enumerate(names)
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    ours = tokenizer_from_folder(tmp_path)
+    use_format(ours, "phi-3")
+    ours.prefix = []  # Phi-3 begins without BOS
+    library = HFTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for messages in [TURNS, WITH_SYSTEM]:
+        text = render_chat(ours, messages)
+        assert encode_chat(ours, messages) == library.encode(text, add_special_tokens=False).ids
+    assert 13 not in encode_chat(ours, TURNS)  # no line break is left
 
 
 FORMAT_OF = {"v1": "mistral-v1", "v2": "mistral-v3", "v3": "mistral-v3", "v7": "mistral-v7"}

@@ -248,6 +248,7 @@ def test_a_small_tekken_file(tmp_path):
         ({"vocab": [1] * 258}, r"vocab\[0\]"),
         ({"vocab": [{"rank": 1, "token_bytes": "AA=="}] * 258}, r"vocab\[0\]"),
         ({"vocab": [{"rank": 0, "token_bytes": "?"}] * 258}, r"vocab\[0\]"),
+        ({"default_num_special_tokens": 1 << 20, "default_vocab_size": (1 << 20) + 258}, "cannot be"),
         ({"special_tokens": 7}, "special_tokens"),
         ({"special_tokens": [{"rank": [], "token_str": "x"}]}, "special_tokens"),
         ({"special_tokens": [{"rank": 9, "token_str": "x"}]}, "special_tokens"),
@@ -267,6 +268,7 @@ def test_bad_tekken_files(changes, message, tmp_path):
         (b"YQ== 0\n\xff\xff 1\n", "line 2"),
         (b"YQ== 0\nYg== -1\n", "line 2"),
         (b"YQ== 0\nYg== " + b"9" * 5000, "line 2"),
+        (b"YQ== 0\n\n\nYg== 1\n", "line 2"),
         (b"YQ== 0 0\n", "SentencePiece"),
     ],
 )
@@ -279,6 +281,11 @@ def test_ranks_that_are_no_order(tmp_path):
     lines = [base64.b64encode(str(i).encode()) + b" %d" % (i // 2 * 2) for i in range(128_000)]
     with pytest.raises(MalformedData, match="there twice"):
         tokenizer_from_folder(written(tmp_path, "tokenizer.model", b"\n".join(lines)))
+
+
+def test_bytes_that_are_no_tokens(tmp_path):
+    with pytest.raises(MalformedData, match="some bytes are no tokens"):
+        tokenizer_from_folder(written(tmp_path, "tekken.json", tekken(vocabulary=[b"a", b"b", b"ab"])))
 
 
 def test_tokens_too_long_to_find_their_merges(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paragone.errors import UsageError
-from paragone.text.stream import TextStream
+from paragone.text.stream import TextStream, check_stop_strings
 
 
 def run(data: bytes, cuts, stops=()):
@@ -84,7 +84,7 @@ def test_nothing_of_a_stop_string_is_emitted_early():
 @pytest.mark.parametrize("stops", [[""], ["x" * 257], ["a"] * 17])
 def test_unusable_stop_strings(stops):
     with pytest.raises(UsageError, match="stop"):
-        TextStream(stops)
+        check_stop_strings(stops)
 
 
 def test_first_space_is_dropped_once():

@@ -2,24 +2,34 @@
 
 import errno
 import fnmatch
+import glob
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from paragone import limits
 from paragone.checkpoint import store
 from paragone.checkpoint.gguf import read_gguf
 from paragone.checkpoint.sources import HubSource
-from paragone.errors import MalformedData, NotFound, ParagoneError, Refused, Unavailable, WriteFailed
+from paragone.errors import (
+    MalformedData,
+    NotFound,
+    ParagoneError,
+    Refused,
+    Unavailable,
+    UsageError,
+    WriteFailed,
+)
 
 # What a folder of safetensors needs to run. Pickled weights and code are never fetched, nor are copies of the
 # weights in other layouts ("consolidated").
 WEIGHTS = "model*.safetensors"
 HUB_FILES = [WEIGHTS, "*.json", "tokenizer.model", "*.tiktoken", "*.jinja"]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+COPY_BYTES = 1 << 22
 GGUF_FIRST_BYTES, GGUF_MOST_BYTES = 1 << 24, 1 << 27  # metadata that are fetched, at first and at most
 
 
@@ -35,7 +45,11 @@ def pull_from_hub(folder: Path, source: HubSource, name: str) -> dict[str, str |
         store.need_space(folder, sum(s.size or 0 for s in wanted), name)
         names = [s.rfilename for s in wanted]
         snapshot_download(
-            source.repo, revision=revision, allow_patterns=names, local_dir=folder, max_workers=4
+            source.repo,
+            revision=revision,
+            allow_patterns=[glob.escape(n) for n in names],
+            local_dir=folder,
+            max_workers=4,
         )
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return {s.rfilename: _checked(folder / s.rfilename, s, f"hf:{source.repo}") for s in wanted}
@@ -44,22 +58,63 @@ def pull_from_hub(folder: Path, source: HubSource, name: str) -> dict[str, str |
 def pull_headers(folder: Path, source: HubSource) -> Path:
     """What tells about a model without its weights: settings and tokenizer, and of the weight files their
     headers, the rest being a hole of the same length. Returns the folder, or the GGUF file in it."""
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfFileSystem, hf_hub_download
 
     target = folder
     with _hub_errors(source, folder):
         revision, wanted = _files(source)
         for sibling in wanted:
-            name = sibling.rfilename
-            if name.endswith(".safetensors"):
-                found = HfApi().parse_safetensors_file_metadata(source.repo, name, revision=revision)
-                _write_header(folder / name, found, sibling.size or 0)
-            elif name.endswith(".gguf"):
-                target = folder / name
-                _write_gguf_header(target, source, str(revision), sibling.size or 0)
-            else:
+            name, size = sibling.rfilename, sibling.size or 0
+            if not name.endswith((".safetensors", ".gguf")):
                 hf_hub_download(source.repo, name, revision=revision, local_dir=folder)
+                continue
+            path = f"{source.repo}@{revision}/{name}"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (
+                HfFileSystem().open(path, "rb", cache_type="none") as far,
+                (folder / name).open("w+b") as near,
+            ):
+                if name.endswith(".gguf"):
+                    target = folder / name
+                    _copy_gguf_head(far, near, size, target)
+                else:
+                    _copy(far, near, min(8, size))
+                    near.seek(0)
+                    length = int.from_bytes(near.read(8), "little")
+                    if length <= min(limits.SAFETENSORS_HEADER_BYTES, size - 8):  # or its reader complains
+                        _copy(far, near, 8 + length)
+                    near.truncate(size)
     return target
+
+
+def _copy(far: Any, near: Any, length: int) -> None:
+    """Goes on copying until `length` bytes are here."""
+    near.seek(far.tell())
+    while far.tell() < length:
+        data = far.read(min(COPY_BYTES, length - far.tell()))
+        if not data:
+            raise Unavailable(f"{near.name}: the hub sent {far.tell()} bytes, not {length}")
+        near.write(data)
+    near.flush()
+
+
+def _copy_gguf_head(far: Any, near: Any, size: int, path: Path) -> None:
+    """As much of a GGUF file as its metadata turn out to be, and the tensors that are a part of them."""
+    count = GGUF_FIRST_BYTES
+    while True:
+        _copy(far, near, min(count, size))
+        near.truncate(size)
+        try:
+            found = read_gguf(path)
+            break
+        except MalformedData:
+            if count >= min(size, GGUF_MOST_BYTES):
+                raise
+            count *= 2
+    for name, tensor in found.tensors.items():
+        if name.startswith("rope_f") and tensor.nbytes <= GGUF_FIRST_BYTES:
+            far.seek(tensor.offset)
+            _copy(far, near, tensor.offset + tensor.nbytes)
 
 
 def _files(source: HubSource) -> tuple[str | None, list[Any]]:
@@ -67,6 +122,10 @@ def _files(source: HubSource) -> tuple[str | None, list[Any]]:
     from huggingface_hub import HfApi
 
     what = f"hf:{source.repo}"
+    if source.file and source.file.endswith(PICKLES):
+        raise Refused(f"refusing to fetch pickled weights {source.file} of {what}; only safetensors and GGUF")
+    if source.file and not source.file.endswith(".gguf"):
+        raise UsageError(f"{what}:{source.file} names no GGUF file: {what} alone is the whole model")
     info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
     siblings = {s.rfilename: s for s in info.siblings or []}
     for name in siblings:
@@ -84,44 +143,18 @@ def _files(source: HubSource) -> tuple[str | None, list[Any]]:
                 f"refusing to fetch pickled weights {pickles[0]} of {what}; only safetensors and GGUF"
             )
         raise NotFound(f"{what}: has no {WEIGHTS}; name a GGUF file as {what}:FILE")
-    return info.sha, [s for f, s in siblings.items() if any(fnmatch.fnmatchcase(f, p) for p in HUB_FILES)]
+    wanted = [s for name, s in siblings.items() if _is_part(name)]
+    for sibling in wanted:
+        if not sibling.rfilename.endswith(".safetensors") and (sibling.size or 0) > limits.TOKENIZER_BYTES:
+            raise MalformedData(f"{what}: {sibling.rfilename} is larger than {limits.TOKENIZER_BYTES} bytes")
+    return info.sha, wanted
 
 
-def _write_header(target: Path, found: Any, size: int) -> None:
-    """A safetensors file of so many bytes of which only the header is there."""
-    header: dict[str, Any] = {"__metadata__": found.metadata} if found.metadata else {}
-    for name, tensor in found.tensors.items():
-        offsets = list(tensor.data_offsets)
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-    end = max((tensor.data_offsets[1] for tensor in found.tensors.values()), default=0)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (size - end - 8 - len(text))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        out.truncate(8 + len(text) + end)
-
-
-def _write_gguf_header(target: Path, source: HubSource, revision: str, size: int) -> None:
-    """A GGUF file of which only the metadata are there: as much of it as they turn out to be."""
-    from huggingface_hub import HfFileSystem
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    count = GGUF_FIRST_BYTES
-    path = f"{source.repo}@{revision}/{source.file}"
-    with HfFileSystem().open(path, "rb", block_size=1 << 20) as remote, target.open("wb") as out:
-        while True:
-            out.write(remote.read(min(count, size) - out.tell()))
-            out.flush()
-            have = out.tell()
-            out.truncate(size)
-            try:
-                read_gguf(target)
-                return
-            except MalformedData:
-                if have >= min(size, GGUF_MOST_BYTES):
-                    raise
-                count *= 2
+def _is_part(name: str) -> bool:
+    """Whether a file of a repository is needed: only those at its top are, and the store keeps a manifest of
+    its own."""
+    at_top = "/" not in name and name != store.MANIFEST
+    return at_top and any(fnmatch.fnmatchcase(name, pattern) for pattern in HUB_FILES)
 
 
 @contextmanager

@@ -24,6 +24,8 @@ def read_json(path: Path, max_bytes: int = limits.CONFIG_BYTES) -> dict[str, Any
             path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique, parse_int=_integer
         )
         check_plain(value)
+    except OSError as err:
+        raise NotFound(f"{path}: cannot be read: {err.strerror}") from None
     except json.JSONDecodeError as err:
         raise MalformedData(f"{path}: not JSON: {err.msg} (line {err.lineno})") from None
     except (ValueError, RecursionError) as err:

@@ -12,13 +12,15 @@ import click
 def command(model: str, as_json: bool, template: bool) -> None:
     """Prints what MODEL is: architecture, sizes, memory, text. A file, a folder, a model that is here, or one
     of a hub (hf:OWNER/NAME or a known model's name), of which only the headers are fetched."""
-    from paragone.cli.shared import report_console
+    from paragone.cli.shared import printable, report_console
     from paragone.engine.inspect import inspect_model
     from paragone.engine.resolve import peek
     from paragone.errors import NotFound
 
     with peek(model) as located:
-        found = inspect_model(located.path)
+        found = inspect_model(located.path, located.name)
+        if located.is_remote:
+            found["path"] = located.name
     if as_json:
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return
@@ -26,7 +28,7 @@ def command(model: str, as_json: bool, template: bool) -> None:
     if template:
         if not text.get("chat_template"):
             raise NotFound(f"{model} has no chat template: it is a base model that continues text")
-        click.echo(text["chat_template"])
+        click.echo(printable(text["chat_template"], keep="\n\t"))
         return
     total = found["parameters"]
     by_part = ", ".join(f"{part} {n / total:.0%}" for part, n in found["parameters_by_part"].items())
@@ -56,7 +58,11 @@ def command(model: str, as_json: bool, template: bool) -> None:
             ("stops at", stops or "no token: give stop strings"),
             (
                 "chat template",
-                "yes: --template prints it" if text["chat_template"] else "none: a base model",
+                f"none of its own: the prompt format {text['prompt_format']}"
+                if text["prompt_format"]
+                else "yes: --template prints it"
+                if text["chat_template"]
+                else "none: a base model",
             ),
         ]
     from rich.table import Table
@@ -66,5 +72,5 @@ def command(model: str, as_json: bool, template: bool) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for title, value in rows:
-        table.add_row(Text(title), Text(value))
+        table.add_row(Text(title), Text(printable(value)))
     report_console().print(table)

@@ -116,5 +116,6 @@ def _expected(err: BaseException) -> ParagoneError:
 
 def _one_line(err: BaseException) -> str:
     """The message on one line, without control characters that could redraw a terminal."""
-    text = " ".join(str(err).split())
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)[:2000]
+    from paragone.cli.shared import printable
+
+    return printable(" ".join(str(err).split()))[:2000]

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A stranger's text without control characters, which could redraw a terminal."""
+    return "".join(c if c.isprintable() or c in keep else f"\\x{ord(c):02x}" for c in text)
+
+
 def error_console() -> Any:
     """A rich console on standard error: progress and notes, so that standard output stays clean."""
     from rich.console import Console

@@ -20,11 +20,13 @@ PREFILL_CHUNK = 512  # prompt tokens a pass: more gain no speed and cost memory
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, as token ids, and how to answer it. `chat` drops the space that SentencePiece adds."""
+    """One prompt, as token ids, and how to answer it. `chat` drops the space that SentencePiece adds; `stop`
+    are texts that end the answer beside those of the parameters."""
 
     prompt_ids: list[int]
     params: SamplingParams
     chat: bool = False
+    stop: tuple[str, ...] = ()
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Generation:
                 request,
                 Sampler(request.params, request.prompt_ids, decoder.spec.vocab_size),
                 TextStream(
-                    request.params.stop,
+                    (*request.params.stop, *request.stop),
                     drop_first_space=request.chat and tokenizer.backend.adds_space,
                 ),
                 limit,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from paragone.engine.load import load_tokenizer
+from paragone.engine.load import choose_format, load_tokenizer
 from paragone.errors import NotFound
 from paragone.model.families import family_of, read_spec
 from paragone.model.parameters import parameter_names, split_index, stored_name
@@ -23,8 +23,9 @@ PARTS = (
 )
 
 
-def inspect_model(path: Path) -> dict[str, Any]:
-    """The spec as read, parameters of each part, bytes, tokenizer and template. Plain values for JSON."""
+def inspect_model(path: Path, name: str | None = None) -> dict[str, Any]:
+    """The spec as read, parameters of each part, bytes, tokenizer and template. Plain values for JSON. By its
+    `name` the catalogue may know a prompt format."""
     checkpoint = open_checkpoint(path)
     spec, ignored = read_spec(checkpoint)
     return {
@@ -45,7 +46,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
         },
         "context": spec.max_position_embeddings,
         "ignored_keys": ignored,
-        "text": _text(checkpoint),
+        "text": _text(checkpoint, name or path.stem),
     }
 
 
@@ -152,16 +153,18 @@ def _positions(spec: ModelSpec, *, sizes: bool) -> list[str]:
     return words
 
 
-def _text(checkpoint: Checkpoint) -> dict[str, Any]:
+def _text(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """Tokenizer, template and stop tokens; why there are none where they are missing."""
     try:
         tokenizer = load_tokenizer(checkpoint)
     except NotFound as err:
         return {"missing": str(err)}
+    prompt_format = choose_format(tokenizer, name, None)
     return {
         "vocabulary": tokenizer.vocab_size,
         "special_tokens": len(tokenizer.special),
         "prefix": [tokenizer.special_text(i) for i in tokenizer.prefix],
         "stop_tokens": {i: tokenizer.special_text(i) for i in sorted(tokenizer.stop_ids)},
+        "prompt_format": prompt_format,
         "chat_template": tokenizer.chat_template,
     }

@@ -100,13 +100,17 @@ def check_device(device: str) -> None:
         raise UsageError(f"device {device!r} cannot be used: {reason}") from None
 
 
-def choose_format(tokenizer: Tokenizer, name: str, prompt_format: str | None) -> None:
-    """The prompt format that was asked for; else the model's own template; else the catalogue's."""
+def choose_format(tokenizer: Tokenizer, name: str, prompt_format: str | None) -> str | None:
+    """The prompt format that was asked for; else the model's own template; else the catalogue's. Returns the
+    name of a built-in one."""
     if prompt_format is not None:
         use_format(tokenizer, prompt_format)
-    elif tokenizer.chat_template is None and (entry := models().get(name)) and entry.prompt_format:
+        return prompt_format
+    if tokenizer.chat_template is None and (entry := models().get(name)) and entry.prompt_format:
         with contextlib.suppress(BadConfiguration):  # another model of that name, without the control tokens
             use_format(tokenizer, entry.prompt_format)
+            return entry.prompt_format
+    return None
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -1,7 +1,7 @@
 """A loaded model, as Python users hold it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ class Model:
     ) -> Generation:
         """A Generation that answers a conversation; what `previous` has computed is not computed again."""
         params = _params(params, settings)
-        params = replace(params, stop=(*params.stop, *self.tokenizer.chat_stop))
-        request = Request(encode_chat(self.tokenizer, messages), params, chat=True)
+        ids = encode_chat(self.tokenizer, messages)
+        request = Request(ids, params, chat=True, stop=self.tokenizer.chat_stop)
         return Generation(self.decoder, self.tokenizer, [request], previous)
 
     def chat(

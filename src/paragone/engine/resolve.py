@@ -22,6 +22,7 @@ class Located:
     name: str
     path: Path
     entry: CatalogModel | None = None
+    is_remote: bool = False  # only its headers are here, and not for long
 
 
 def locate(text: str) -> Located:
@@ -59,7 +60,7 @@ def peek(text: str) -> Iterator[Located]:
         if not hubs:
             raise
         with tempfile.TemporaryDirectory(prefix="paragone-") as folder:
-            yield Located(text, pull_headers(Path(folder), hubs[0]), entry)
+            yield Located(text, pull_headers(Path(folder), hubs[0]), entry, is_remote=True)
         return
     yield found
 

@@ -216,6 +216,10 @@ class TokenizersBackend:
         """Spelling to id of the special tokens."""
         return {t.content: i for i, t in self._added.items() if t.special or is_control(t.content)}
 
+    def strips(self) -> dict[int, tuple[bool, bool]]:
+        """Added tokens that swallow the white space (before, after) them."""
+        return {i: (t.lstrip, t.rstrip) for i, t in self._added.items() if t.lstrip or t.rstrip}
+
     def serialised(self) -> str:
         """The content of a tokenizer.json that means the same."""
         return self._tokenizer.to_str()  # type: ignore[no-any-return]

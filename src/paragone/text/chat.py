@@ -108,7 +108,15 @@ def split_special(tokenizer: Tokenizer, rendered: str) -> list[int | str]:
             parts.append(tokenizer.special[piece])
         elif piece:
             parts.append(piece.replace(MARK, ""))
-    return parts
+    for at, part in enumerate(parts):
+        before, after = (
+            tokenizer.strips.get(part, (False, False)) if isinstance(part, int) else (False, False)
+        )
+        if before and at and isinstance(previous := parts[at - 1], str):
+            parts[at - 1] = previous.rstrip()
+        if after and at + 1 < len(parts) and isinstance(following := parts[at + 1], str):
+            parts[at + 1] = following.lstrip()
+    return [part for part in parts if part != ""]
 
 
 class Renderer:

@@ -15,7 +15,13 @@ from paragone.text.tokenizer import Tokenizer
 
 _SYSTEM = "{%- set system = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') "
 _TURNS = "{%- set turns = messages | rejectattr('role', 'equalto', 'system') | list %}"
-PRELUDE = f"{_SYSTEM}| join('\\n\\n') %}}{_TURNS}"
+_CHECKS = (
+    "{%- if not turns or turns[0].role != 'user' %}"
+    "{{ raise_exception('a conversation begins with a user message, after any system message') }}{% endif %}"
+    "{%- if turns | selectattr('role', 'equalto', 'tool') | list %}"
+    "{{ raise_exception('this prompt format has no tool messages') }}{% endif %}"
+)
+PRELUDE = f"{_SYSTEM}| join('\\n\\n') %}}{_TURNS}{_CHECKS}"
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,9 @@ def read_tiktoken(path: Path) -> TokenizersBackend:
     """The tokenizer of a rank file. Raises MalformedData for a broken file,
     BadConfiguration for a vocabulary that is none of the known ones."""
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(_limited(path).splitlines(), 1):
+    for number, line in enumerate(_limited(path).rstrip().splitlines(), 1):
         parts = line.split()
         token = _bytes_of(parts[0]) if len(parts) == 2 and parts[1].isascii() and parts[1].isdigit() else None
-        if not parts:
-            continue
         if token is None or len(parts[1]) > 9:
             raise MalformedData(f"{path}: line {number} is no token in base64 and its rank")
         ranks[token] = int(parts[1])
@@ -82,17 +80,17 @@ def read_tiktoken(path: Path) -> TokenizersBackend:
 def read_tekken(path: Path) -> TokenizersBackend:
     """The tokenizer of a tekken.json. Raises MalformedData where it is broken, BadConfiguration where it cuts
     texts otherwise than any known one."""
-    data = read_json(path, limits.TOKENIZER_BYTES)
+    data = read_json(path, limits.RANKED_FILE_BYTES)
     config, vocabulary = data.get("config"), data.get("vocab")
     if not isinstance(config, dict) or not isinstance(vocabulary, list):
         raise MalformedData(f"{path}: is no tekken.json: config or vocab is missing")
     if config.get("pattern") != TEKKEN:
         raise BadConfiguration(f"{path}: config.pattern is not the one that is known")
     size, count = config.get("default_vocab_size"), config.get("default_num_special_tokens")
-    if not isinstance(size, int) or not isinstance(count, int) or not 3 <= count < size <= limits.VOCAB_SIZE:
-        raise MalformedData(
-            f"{path}: default_vocab_size {size} and default_num_special_tokens {count} cannot be"
-        )
+    if not isinstance(size, int) or not isinstance(count, int) or not count < size <= limits.VOCAB_SIZE:
+        raise MalformedData(f"{path}: default_vocab_size {size} cannot be")
+    if not 3 <= count <= limits.RANKED_CONTROL_TOKENS:
+        raise MalformedData(f"{path}: default_num_special_tokens {count} cannot be")
     if len(vocabulary) < size - count:
         raise MalformedData(f"{path}: vocab has {len(vocabulary)} tokens, not {size - count} or more")
     ranks: dict[bytes, int] = {}
@@ -125,6 +123,8 @@ def _backend(
     """A byte-level BPE whose control tokens come before or after the ranks."""
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise MalformedData(f"{path}: ranks are missing or there twice")
+    if not all(bytes((byte,)) in ranks for byte in range(256)):
+        raise MalformedData(f"{path}: some bytes are no tokens, so that texts would lose them")
     if sum(len(token) ** 2 for token in ranks) > limits.RANKED_TOKENS_WORK:
         raise MalformedData(f"{path}: tokens are too long to find their merges")
     letters = {byte: letter for letter, byte in byte_of_character().items()}
@@ -160,6 +160,6 @@ def _bytes_of(text: Any) -> bytes | None:
 
 
 def _limited(path: Path) -> bytes:
-    if path.stat().st_size > limits.TOKENIZER_BYTES:
-        raise MalformedData(f"{path}: larger than {limits.TOKENIZER_BYTES} bytes")
+    if path.stat().st_size > limits.RANKED_FILE_BYTES:
+        raise MalformedData(f"{path}: larger than {limits.RANKED_FILE_BYTES} bytes")
     return path.read_bytes()

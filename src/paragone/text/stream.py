@@ -18,14 +18,15 @@ def check_stop_strings(stops: Sequence[str]) -> tuple[str, ...]:
 
 
 class TextStream:
-    """Bytes in, text out. Holds back what may yet become a character or a stop string.
+    """Bytes in, text out. Holds back what may yet become a character or a stop string (`check_stop_strings`
+    says which may be given by users).
 
     Of several stop strings the one that is complete first ends the text; where two complete with the
     same character, the one that begins first. The text ends before it.
     """
 
     def __init__(self, stops: Sequence[str] = (), *, drop_first_space: bool = False) -> None:
-        self.stops = check_stop_strings(stops)
+        self.stops = tuple(stops)
         self.stopped = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""

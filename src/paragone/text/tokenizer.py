@@ -33,7 +33,8 @@ class Tokenizer:
 
     `prefix` goes before a prompt (BOS, where the model wants it); `stop_ids` end an answer; `special` maps
     the control tokens' spelling to ids; `chat_template` is Jinja source or None, `chat_stop` the texts that
-    end an answer in it, beside `stop_ids`.
+    end an answer in it, beside `stop_ids`. `strips` are control tokens that swallow the white space (before,
+    after) them.
     """
 
     backend: Backend
@@ -44,6 +45,7 @@ class Tokenizer:
     eos_id: int | None = None
     chat_template: str | None = None
     chat_stop: tuple[str, ...] = ()
+    strips: dict[int, tuple[bool, bool]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._special_ids = frozenset(self.special.values())
@@ -155,6 +157,9 @@ def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True
     stops = {i for i in (eos, id_of("eot"), id_of("eom")) if i is not None}
     template = metadata.get("tokenizer.chat_template")
+    # GGUF has no flag for it: Phi-3's control tokens but for the oldest swallow white space, as in llama.cpp.
+    is_phi3 = model == "llama" and metadata.get("general.architecture") == "phi3"
+    plain = {"<unk>", "<s>", "<|endoftext|>"}
     return Tokenizer(
         backend,
         special,
@@ -163,6 +168,7 @@ def tokenizer_from_gguf(metadata: dict[str, Any], path: Path) -> Tokenizer:
         bos,
         eos,
         template if isinstance(template, str) else None,
+        strips={i: (False, True) for name, i in special.items() if is_phi3 and name not in plain},
     )
 
 
@@ -183,7 +189,8 @@ def tokenizer_from_folder(folder: Path, eos_ids: Iterable[int] = ()) -> Tokenize
     stops |= _generation_stops(folder)
     stops = {i for i in stops if i < backend.size}
     template = _folder_template(folder, settings)
-    return Tokenizer(backend, special, prefix, _stop_ids(stops, special), bos, eos, template)
+    strips = backend.strips() if isinstance(backend, TokenizersBackend) else {}
+    return Tokenizer(backend, special, prefix, _stop_ids(stops, special), bos, eos, template, strips=strips)
 
 
 def _folder_backend(

@@ -44,7 +44,11 @@ def _layers(facts: Facts) -> tuple[LayerSpec, ...]:
     if not facts.has("moe_layers"):
         mixed = set(range(step - 1, count, step))
     types = facts.raw("layer_types", ["chunked_attention" if t else "full_attention" for t in turned])
-    if not isinstance(types, list) or len(types) != count or not all(t in KINDS for t in types):
+    if (
+        not isinstance(types, list)
+        or len(types) != count
+        or not all(isinstance(t, str) and t in KINDS for t in types)
+    ):
         raise facts.fail("layer_types", f"is not a list of {count} known kinds")
     return tuple(
         LayerSpec(KINDS[kind], 0 if turn else None, moe=i in mixed)  # type: ignore[arg-type]
