@@ -88,17 +88,6 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()  # (token id, log-probability), most likely first
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of an answer as it arrives: the text that is now certain, and the tokens behind it."""
-
-    index: int  # which prompt of the batch
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: FinishReason | None = None
-
-
 @dataclass
 class Completion:
     """A finished answer. `finish_reason`: "stop" (the model ended it, or a stop string did), "length"
@@ -119,3 +108,15 @@ class Completion:
         """Tokens after the first over the time after the first; nan for less than two tokens."""
         spent = self.total_s - self.ttft_s
         return (len(self.token_ids) - 1) / spent if len(self.token_ids) > 1 and spent > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer as it arrives: the text that is now certain, and the tokens behind it."""
+
+    index: int  # which prompt of the batch, or the engine's number of the request
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    completion: Completion | None = None  # with an engine's last chunk of an answer

@@ -166,33 +166,43 @@ void gated(uintptr_t gate_up, uintptr_t y, int activation, long tokens, long I) 
     });
 }
 
-// One query token of each of B sequences, q (B, H, E) with a stride between sequences, over slots [0, S);
-// out (B, H, E).
-void decode_attention(uintptr_t q_at, uintptr_t keys, uintptr_t values, uintptr_t out_at, float scale, long B,
-                      long H, long K, long E, long S, long q_stride, long sequence_stride, long head_stride) {
+struct Seen {
+    Slots slots;
+    long first, count;
+};
+
+// One query token of each of B sequences, q (B, H, E) with a stride between sequences; out (B, H, E). find(b, k)
+// says which slots a sequence's head k sees, at most `longest` of them.
+template <class Find>
+void attend_all(uintptr_t q_at, uintptr_t out_at, float scale, long B, long H, long K, long E, long q_stride,
+                long longest, Find find) {
     const long RUN = 256;  // slots that one task looks at
-    long group = H / K, runs = (S + RUN - 1) / RUN, tasks = B * K * runs;
+    long group = H / K, runs = (longest + RUN - 1) / RUN, tasks = B * K * runs;
     long each = group * (E + RUN + E + 2);
     thread_local std::vector<float> room;
     room.resize(tasks * each);
     float* base = room.data();
-    parallel(tasks, B * K * S * E * 4, [&](long task) {
+#if defined(_OPENMP)
+#pragma omp parallel for schedule(dynamic, 2) if (tasks > 1 && B * K * longest * E * 4 > 16384)
+#endif
+    for (long task = 0; task < tasks; task++) {
         long run = task % runs, k = task / runs % K, b = task / runs / K;
+        Seen seen = find(b, k);
+        if (run * RUN >= seen.count) continue;
         float *query = base + task * each, *sums = query + group * E, *largest = sums + group * E;
         float *total = largest + group, *scores = total + group;
-        const uint16_t* q = (const uint16_t*)q_at + b * q_stride + k * group * E;
-        best.widen(q, query, group * E);
+        best.widen((const uint16_t*)q_at + b * q_stride + k * group * E, query, group * E);
         for (long i = 0; i < group * E; i++) query[i] *= scale;
-        long at = b * sequence_stride + k * head_stride + run * RUN * E;
-        best.attend(query, group, (const uint16_t*)keys + at, (const uint16_t*)values + at,
-                    std::min(RUN, S - run * RUN), E, scores, sums, largest, total);
-    });
+        best.attend(query, group, seen.slots, seen.first + run * RUN, std::min(RUN, seen.count - run * RUN), E,
+                    scores, sums, largest, total);
+    }
     for (long head = 0; head < B * K; head++) {
+        long mine = (find(head / K, head % K).count + RUN - 1) / RUN;
         for (long h = 0; h < group; h++) {
             float *first = base + head * runs * each, top = first[2 * group * E + h];
-            for (long run = 1; run < runs; run++) top = std::max(top, first[run * each + 2 * group * E + h]);
+            for (long run = 1; run < mine; run++) top = std::max(top, first[run * each + 2 * group * E + h]);
             float whole = 0, *sums = first + h * E;  // the query's place is free now
-            for (long run = 0; run < runs; run++) {
+            for (long run = 0; run < mine; run++) {
                 const float* part = first + run * each;
                 float share = std::exp(part[2 * group * E + h] - top);
                 whole += share * part[2 * group * E + group + h];
@@ -202,6 +212,41 @@ void decode_attention(uintptr_t q_at, uintptr_t keys, uintptr_t values, uintptr_
             for (long e = 0; e < E; e++) sums[e] /= whole;
             best.narrow(sums, nullptr, (uint16_t*)out_at + (head * group + h) * E, E);
         }
+    }
+}
+
+// Over slots [0, S) that lie in a run.
+void decode_attention(uintptr_t q, uintptr_t keys, uintptr_t values, uintptr_t out, float scale, long B, long H,
+                      long K, long E, long S, long q_stride, long sequence_stride, long head_stride) {
+    attend_all(q, out, scale, B, H, K, E, q_stride, S, [&](long b, long k) {
+        long at = b * sequence_stride + k * head_stride;
+        return Seen{{(const uint16_t*)keys + at, (const uint16_t*)values + at, nullptr, 0, 0}, 0, S};
+    });
+}
+
+// Over slots [first, last) of each sequence, in blocks: cache (blocks, 2 K, block_size, E), the keys' heads
+// first; tables (B, width), firsts and lasts (B) are int32.
+void paged_attention(uintptr_t q, uintptr_t cache, uintptr_t out, float scale, long B, long H, long K, long E,
+                     long block_size, uintptr_t tables, long width, uintptr_t firsts, uintptr_t lasts,
+                     long q_stride) {
+    const int32_t *first = (const int32_t*)firsts, *last = (const int32_t*)lasts;
+    long longest = 0, head = block_size * E;
+    for (long b = 0; b < B; b++) longest = std::max<long>(longest, last[b] - first[b]);
+    attend_all(q, out, scale, B, H, K, E, q_stride, longest, [&](long b, long k) {
+        const uint16_t* keys = (const uint16_t*)cache + k * head;
+        const int32_t* table = (const int32_t*)tables + b * width;
+        return Seen{{keys, keys + K * head, table, block_size, 2 * K * head}, first[b], last[b] - first[b]};
+    });
+}
+
+// Puts the keys and values of N tokens, kv (N, 2 K, E) with a stride between tokens, into their slots.
+void cache_write(uintptr_t kv, uintptr_t cache, uintptr_t slots_at, long N, long heads, long E, long block_size,
+                 long stride) {
+    const int64_t* slots = (const int64_t*)slots_at;
+    for (long n = 0; n < N; n++) {
+        uint16_t* to = (uint16_t*)cache + slots[n] / block_size * heads * block_size * E + slots[n] % block_size * E;
+        const uint16_t* from = (const uint16_t*)kv + n * stride;
+        for (long h = 0; h < heads; h++) std::memcpy(to + h * block_size * E, from + h * E, E * 2);
     }
 }
 
@@ -224,4 +269,6 @@ NB_MODULE(_native, m) {
     m.def("rotate", &rotate);
     m.def("gated", &gated);
     m.def("decode_attention", &decode_attention);
+    m.def("paged_attention", &paged_attention);
+    m.def("cache_write", &cache_write);
 }

@@ -1,6 +1,7 @@
 // What a decoder does between its products, one row or one head at a time, in float, rounded once.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "table.h"
@@ -72,12 +73,25 @@ static void gated(const uint16_t* gate, const uint16_t* up, int activation, long
     for (; i < n; i++) y[i] = narrow(activated(splat(widen(gate[i])), activation)[0] * widen(up[i]));
 }
 
-static void attend(const float* q, long group, const uint16_t* keys, const uint16_t* values, long S, long E,
-                   float* scores, float* out, float* largest, float* total) {
+// Calls task(slot counted from `first`, where it lies) for every slot, a run of neighbours at a time.
+template <class Task>
+PARAGONE_INLINE void each_slot(const uint16_t* base, Slots slots, long first, long S, long E, Task task) {
+    for (long s = 0; s < S;) {
+        long at = first + s, in = slots.table ? at % slots.size : at;
+        long run = slots.table ? std::min(S - s, slots.size - in) : S;
+        const uint16_t* from = base + in * E + (slots.table ? slots.table[at / slots.size] * slots.stride : 0);
+        for (long i = 0; i < run; i++) {
+            __builtin_prefetch(from + (i + 4) * E);
+            task(s + i, from + i * E);
+        }
+        s += run;
+    }
+}
+
+static void attend(const float* q, long group, Slots slots, long first, long S, long E, float* scores, float* out,
+                   float* largest, float* total) {
     long whole = E - E % W;
-    for (long s = 0; s < S; s++) {
-        const uint16_t* key = keys + s * E;
-        __builtin_prefetch(key + 4 * E);
+    each_slot(slots.keys, slots, first, S, E, [&](long s, const uint16_t* key) {
         for (long h = 0; h < group; h++) {
             VF dots = {};
             for (long e = 0; e < whole; e += W) dots += load(q + h * E + e) * load(key + e);
@@ -85,7 +99,7 @@ static void attend(const float* q, long group, const uint16_t* keys, const uint1
             for (long e = whole; e < E; e++) score += q[h * E + e] * widen(key[e]);
             scores[h * S + s] = score;
         }
-    }
+    });
     for (long h = 0; h < group; h++) {
         float* row = scores + h * S;
         float top = row[0];
@@ -103,16 +117,14 @@ static void attend(const float* q, long group, const uint16_t* keys, const uint1
         total[h] = sum(sums) + rest;
         for (long e = 0; e < E; e++) out[h * E + e] = 0;
     }
-    for (long s = 0; s < S; s++) {
-        const uint16_t* value = values + s * E;
-        __builtin_prefetch(value + 4 * E);
+    each_slot(slots.values, slots, first, S, E, [&](long s, const uint16_t* value) {
         for (long h = 0; h < group; h++) {
             float p = scores[h * S + s];
             float* sums = out + h * E;
             for (long e = 0; e < whole; e += W) store(sums + e, load(sums + e) + p * load(value + e));
             for (long e = whole; e < E; e++) sums[e] += p * widen(value[e]);
         }
-    }
+    });
 }
 
 }  // namespace PARAGONE_LEVEL

@@ -19,6 +19,14 @@ struct Rows {
 
 constexpr long GROUP = 32;
 
+// Where one head's slots lie: in blocks of `size`, slot s in block table[s / size], and the blocks `stride`
+// apart; or, without a table, in one run.
+struct Slots {
+    const uint16_t *keys, *values;
+    const int32_t* table;
+    long size, stride;
+};
+
 struct Kernels {
     const char* name;
     // y[m][n] = x[m] . weight[n], for `rows` rows; x (M, D) float, sums (M, D / 32) of x's groups (int4
@@ -36,10 +44,10 @@ struct Kernels {
     void (*rotate)(uint16_t* x, const uint16_t* cos, const uint16_t* sin, long E);
     // y = act(gate) * up for one row; 0: SiLU, 1: GELU by tanh.
     void (*gated)(const uint16_t* gate, const uint16_t* up, int activation, long n, uint16_t* y);
-    // `group` queries (group, E) float, already scaled, over slots [0, S) of one head: unnormalised sums of
-    // values (group, E), the largest score and the sum of exponentials of each query. scores: (group, S).
-    void (*attend)(const float* q, long group, const uint16_t* keys, const uint16_t* values, long S, long E,
-                   float* scores, float* out, float* largest, float* total);
+    // `group` queries (group, E) float, already scaled, over slots [first, first + S) of one head: unnormalised
+    // sums of values (group, E), the largest score and the sum of exponentials of each query. scores: (group, S).
+    void (*attend)(const float* q, long group, Slots slots, long first, long S, long E, float* scores, float* out,
+                   float* largest, float* total);
 };
 
 extern const Kernels KERNELS_BASE;

@@ -5,7 +5,7 @@ heads that come from one product: queries, keys, values.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -59,13 +59,42 @@ def make_view(
     return View(first, window, (allowed | (k == q))[:, None])
 
 
+class Memory(Protocol):
+    """Where a step's keys and values go, and what its queries find there."""
+
+    def attend(
+        self, layer: int, q_BTHE: Tensor, kv_BTJE: Tensor, scale: float, softcap: float | None
+    ) -> Tensor:
+        """Keeps the tokens' keys and values (B, T, 2K, E), the keys first, as the layer's next; returns what
+        their queries make of all that they see, (B, T, H, E)."""
+
+
+class Contiguous:
+    """A batch whose rows advance together, over a `KVCache` or, for a text all at once, over none."""
+
+    def __init__(self, spec: ModelSpec, cache: KVCache | None, views: dict[str, View]) -> None:
+        self.cache = cache
+        self.views = [views[layer.attention] for layer in spec.layers]
+
+    def attend(
+        self, layer: int, q_BTHE: Tensor, kv_BTJE: Tensor, scale: float, softcap: float | None
+    ) -> Tensor:
+        view = self.views[layer]
+        if self.cache is None:
+            kv = kv_BTJE[:, view.first :].transpose(1, 2)
+        else:
+            kv = self.cache.extend(layer, kv_BTJE, view.first)
+        k, v = kv.chunk(2, dim=1)
+        return attention(q_BTHE, k, v, scale, view.window, view.allowed, softcap, view.bias)
+
+
 class Step(NamedTuple):
-    """What one layer needs in one step beside its input: its rope's cosines and sines, what it may see, where
-    its keys and values are kept, and its number there."""
+    """What one layer needs in one step beside its input: its rope's cosines and sines, the slots of the
+    tokens, where keys and values are kept, and its number there."""
 
     cos_sin: tuple[Tensor, Tensor] | None
-    view: View
-    cache: KVCache | None
+    slots: Tensor  # broadcastable to (B, T)
+    memory: Memory
     layer: int
 
 
@@ -96,20 +125,14 @@ class Attention:
             (rotate_pairs_ if self.rope.pairs else rotate_)(turned, *step.cos_sin)
         if self.l2_norm:
             qk.copy_(l2_norm(qk, self.eps))
-        q, view, cache = heads_BTJE[:, :, :H], step.view, step.cache
+        q, kv = heads_BTJE[:, :, :H], heads_BTJE[:, :, H:]
         if self.temperature[0]:
-            self._warm(q, 0 if cache is None else cache.length)
-        if cache is None:
-            kv = heads_BTJE[:, view.first :, H:].transpose(1, 2)
-        else:
-            kv = cache.extend(step.layer, heads_BTJE[:, :, H:], view.first)
-        k, v = kv[:, :K], kv[:, K:]
-        out_BTHE = attention(q, k, v, self.scale, view.window, view.allowed, self.softcap, view.bias)
+            self._warm(q, step.slots)
+        out_BTHE = step.memory.attend(step.layer, q, kv, self.scale, self.softcap)
         return self.o(out_BTHE.reshape(B, T, H * E))
 
-    def _warm(self, q_BTHE: Tensor, start: int) -> None:
+    def _warm(self, q_BTHE: Tensor, slots_BT: Tensor) -> None:
         """Queries grow with the logarithm of their slot, so that attention stays sharp over long contexts."""
         floor, scale = self.temperature
-        slots = torch.arange(start, start + q_BTHE.shape[1], device=q_BTHE.device).float()
-        factors = torch.log1p(torch.floor((slots + 1.0) / floor)) * scale + 1.0
-        q_BTHE.copy_(q_BTHE * factors[None, :, None, None])
+        factors = torch.log1p(torch.floor((slots_BT.float() + 1.0) / floor)) * scale + 1.0
+        q_BTHE.copy_(q_BTHE * factors[..., None, None])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from paragone.model.attention import Step, View, make_view
+from paragone.model.attention import Contiguous, Memory, Step, View, make_view
 from paragone.model.block import Block
 from paragone.model.cache import KVCache
 from paragone.model.linear import Embedding, Linear
@@ -82,24 +82,33 @@ class Decoder:
         unless given. `longest`: the length of the whole text of which these tokens are a part."""
         T = ids_BT.shape[1]
         start = 0 if cache is None else cache.length
+        slots = torch.arange(start, start + T, device=ids_BT.device)[None]
         if positions_BT is None:
-            positions_BT = torch.arange(start, start + T, device=ids_BT.device)[None]
+            positions_BT = slots
             if left_padding_B is not None:
-                positions_BT = (positions_BT - left_padding_B[:, None]).clamp_min(0)
+                positions_BT = (slots - left_padding_B[:, None]).clamp_min(0)
         cos_sin = [rope.cos_sin(positions_BT, self.dtype, longest) for rope in self.ropes]
         views = self._views(start, T, left_padding_B, ids_BT.device)
+        if cache is not None:
+            cache.reserve(start + T)
+        hidden = self.run(ids_BT, cos_sin, slots, Contiguous(self.spec, cache, views))
+        if cache is not None:
+            cache.length = start + T
+        return hidden
+
+    def run(
+        self, ids_BT: Tensor, cos_sin: list[tuple[Tensor, Tensor]], slots_BT: Tensor, memory: Memory
+    ) -> Tensor:
+        """Final hidden states (B, T, D), with each rope's cosines and sines made and the keys and values kept
+        in a memory of any kind."""
         x = self.embed(ids_BT)
         if self.spec.embedding_scale is not None:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device=x.device)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        if cache is not None:
-            cache.reserve(start + T)
         for index, layer in enumerate(self.spec.layers):
             turn = None if layer.rope is None else cos_sin[layer.rope]
-            x = self.blocks[index](x, Step(turn, views[layer.attention], cache, index))
-        if cache is not None:
-            cache.length = start + T
+            x = self.blocks[index](x, Step(turn, slots_BT, memory, index))
         return self.final_norm(x)
 
     def _views(

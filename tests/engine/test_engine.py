@@ -1,0 +1,204 @@
+"""Many sequences at once say what each says alone, whatever is batched, cut, preempted, found or aborted."""
+
+import random
+
+import pytest
+import torch
+
+from paragone.checkpoint.checkpoint import open_checkpoint
+from paragone.engine.engine import Engine, EngineConfig
+from paragone.engine.generate import Request
+from paragone.engine.load import load_model
+from paragone.engine.request import SamplingParams
+from paragone.errors import ContextLengthExceeded, UsageError
+from paragone.model.load import load_decoder
+from tests.tiny import CASES
+
+KINDS = ["llama1", "llama2_gqa", "mistral_window", "gemma2", "gemma3", "falcon_rw", "bloom", "falcon_40b", "qwen2_moe",
+         "phi3_longrope", "phi", "llama4"]  # fmt: skip
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def decoder(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    next(c for c in CASES if c.name == request.param).save(folder)
+    return load_decoder(open_checkpoint(folder), "fp32")
+
+
+def prompts(decoder, count, seed=0, longest=60):
+    rng = random.Random(seed)
+    shared = [rng.randrange(decoder.spec.vocab_size) for _ in range(24)]
+    out = []
+    for _ in range(count):
+        own = [rng.randrange(decoder.spec.vocab_size) for _ in range(rng.randrange(1, longest))]
+        out.append((shared if rng.random() < 0.5 else []) + own)
+    return out
+
+
+def requests(decoder, count, seed=0, tokens=12):
+    rng = random.Random(seed + 1)
+    return [
+        Request(ids, SamplingParams(max_tokens=rng.randrange(2, tokens), ignore_eos=True, logprobs=2))
+        for ids in prompts(decoder, count, seed)
+    ]
+
+
+@torch.inference_mode()
+def truth(decoder, request):
+    """Greedy tokens and their log-probabilities from whole passes, without any cache."""
+    ids, entries = list(request.prompt_ids), []
+    for _ in range(request.params.max_tokens):
+        logits = decoder(torch.tensor([ids]))[0, -1].float()
+        entries.append(float(logits.log_softmax(-1).max()))
+        ids.append(int(logits.argmax()))
+    return ids[len(request.prompt_ids) :], entries
+
+
+def assert_same(completion, want):
+    tokens, entries = want
+    assert completion.token_ids == tokens
+    got = [entry.logprob for entry in completion.logprobs]
+    assert got == pytest.approx(entries, abs=2e-4)
+
+
+def run_all(engine, asked, *, check=True, between=lambda step: None):
+    """Completions in order of `asked`; the engine's state is checked after every step."""
+    numbers, done, step = [engine.add(r) for r in asked], {}, 0
+    while len(done) < len(asked):
+        for chunk in engine.step():
+            if chunk.completion is not None:
+                done[chunk.index] = chunk.completion
+        if check:
+            engine.check()
+        between(step)
+        step += 1
+        assert step < 5000
+    return [done[n] for n in numbers]
+
+
+CONFIGS = {
+    "roomy": {},
+    "small chunks": {"max_num_batched_tokens": 7},
+    "one at a time": {"max_num_seqs": 1},
+    "no prefixes": {"find_prefixes": False},
+    "small blocks": {"block_size": 4, "max_num_batched_tokens": 33},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_together_equals_alone(decoder, config, smollm2_tokenizer):
+    asked = requests(decoder, 8)
+    engine = Engine(decoder, smollm2_tokenizer, EngineConfig(kv_cache_bytes=20_000_000, **CONFIGS[config]))
+    for completion, request in zip(run_all(engine, asked), asked, strict=True):
+        assert_same(completion, truth(decoder, request))
+    assert all(pool.num_free == pool.num_blocks for pool in engine.blocks.pools)
+
+
+def barely(decoder, asked, block_size=4):
+    """Memory for 1.1 times the largest request."""
+    from paragone.model.paged import block_bytes, reaches_of
+
+    longest = max(len(r.prompt_ids) + r.params.max_tokens for r in asked)
+    blocks = int(1.1 * longest / block_size) + 2
+    return blocks * sum(block_bytes(decoder.spec, reach, block_size, 4) for reach in reaches_of(decoder.spec))
+
+
+def test_preempted_equals_undisturbed(decoder, smollm2_tokenizer):
+    asked = requests(decoder, 10, seed=3, tokens=25)
+    config = EngineConfig(kv_cache_bytes=barely(decoder, asked), block_size=4, max_num_batched_tokens=40)
+    engine = Engine(decoder, smollm2_tokenizer, config)
+    for completion, request in zip(run_all(engine, asked), asked, strict=True):
+        assert_same(completion, truth(decoder, request))
+    assert engine.scheduler.num_preemptions > 0
+    assert all(pool.num_free == pool.num_blocks for pool in engine.blocks.pools)
+
+
+def test_found_again_equals_computed(decoder, smollm2_tokenizer):
+    asked = requests(decoder, 6, seed=5)
+    engine = Engine(decoder, smollm2_tokenizer, EngineConfig(kv_cache_bytes=20_000_000, block_size=4))
+    first = run_all(engine, asked)
+    hits = engine.blocks.hits
+    again = run_all(engine, asked)
+    assert engine.blocks.hits > hits
+    for one, two in zip(first, again, strict=True):
+        assert one.token_ids == two.token_ids
+    for completion, request in zip(again, asked, strict=True):
+        assert_same(completion, truth(decoder, request))
+
+
+def test_aborted_neighbours_leave_no_trace(decoder, smollm2_tokenizer):
+    asked = requests(decoder, 4, seed=7)
+    engine = Engine(decoder, smollm2_tokenizer, EngineConfig(kv_cache_bytes=20_000_000, block_size=4))
+    rng = random.Random(1)
+    others = []
+
+    def disturb(step):
+        others.append(engine.add(rng.choice(asked)))
+        if rng.random() < 0.7:
+            engine.abort(others.pop(rng.randrange(len(others))))
+
+    numbers, done = [engine.add(r) for r in asked], {}
+    step = 0
+    while len(done) < len(asked):
+        for chunk in engine.step():
+            if chunk.completion is not None and chunk.index in numbers:
+                done[chunk.index] = chunk.completion
+        engine.check()
+        disturb(step)
+        step += 1
+    for number, request in zip(numbers, asked, strict=True):
+        assert_same(done[number], truth(decoder, request))
+    for number in others:
+        engine.abort(number)
+    engine.check()
+    assert all(pool.num_free == pool.num_blocks for pool in engine.blocks.pools)
+
+
+def test_tenants_share_nothing(decoder, smollm2_tokenizer):
+    engine = Engine(decoder, smollm2_tokenizer, EngineConfig(kv_cache_bytes=20_000_000, block_size=4))
+    request = Request([1, 2, 3] * 12, SamplingParams(max_tokens=2))
+    cached = []
+    for tenant in ("a", "b", "a"):
+        number = engine.add(request, tenant=tenant)
+        sequence = engine._answers[number].sequence
+        while engine.has_work():
+            engine.step()
+        cached.append(sequence.cached)
+    assert cached[:2] == [0, 0]
+    assert cached[2] > 0
+
+
+def test_what_can_never_run_is_refused(smollm2, smollm2_tokenizer):
+    config = EngineConfig(kv_cache_bytes=3_000_000)
+    engine = Engine(smollm2.decoder, smollm2_tokenizer, config)
+    room = engine.blocks.capacity()
+    with pytest.raises(ContextLengthExceeded, match=f"the cache holds {room}"):
+        engine.add(Request([5] * room, SamplingParams()))
+    completion = engine.run([Request([5] * (room - 3), SamplingParams(ignore_eos=True))])[0]
+    assert len(completion.token_ids) == 3
+    assert completion.finish_reason == "length"
+    with pytest.raises(UsageError, match="do not hold two blocks"):
+        Engine(smollm2.decoder, smollm2_tokenizer, EngineConfig(kv_cache_bytes=10_000))
+    with pytest.raises(ContextLengthExceeded, match="context is 8192"):
+        engine.add(Request([5] * 9000, SamplingParams()))
+    assert not engine.has_work()
+
+
+def test_real_weights(smollm2_path):
+    model = load_model(smollm2_path, "smollm2", "fp32")
+    texts = [
+        "The sky is",
+        "Once upon a time there was",
+        "2 + 2 =",
+        "def add(a, b):\n    return",
+        "Water boils at",
+    ]
+    asked = [Request(model.encode(t), SamplingParams(max_tokens=16)) for t in texts * 4]
+    engine = Engine(model.decoder, model.tokenizer)
+    answers = run_all(engine, asked)
+    alone = [model.generate(t, max_tokens=16) for t in texts] * 4
+    assert [a.text for a in answers] == [b.text for b in alone]
+    assert [a.token_ids for a in answers] == [b.token_ids for b in alone]
+    assert engine.stats is not None
+    assert engine.stats.blocks_used == 0
