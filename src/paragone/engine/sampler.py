@@ -28,11 +28,17 @@ class Sampler:
         if params.presence_penalty or params.frequency_penalty:
             self._counts = torch.zeros(vocab_size)
 
-    def choose(self, logits_V: Tensor) -> tuple[int, TokenLogprobs | None]:
-        """The next token, and its log-probabilities if they were asked for."""
+    @property
+    def takes_best(self) -> bool:
+        """Whether it always takes the most likely token."""
+        return self.params.temperature == 0 and self._seen is None and self._counts is None
+
+    def choose(self, logits_V: Tensor, best: int | None = None) -> tuple[int, TokenLogprobs | None]:
+        """The next token, and its log-probabilities if they were asked for. `best` is the most likely token,
+        where it is known already."""
         params = self.params
-        if params.temperature == 0 and self._seen is None and self._counts is None:
-            token = int(logits_V.float().argmax())  # torch is slow at this in bfloat16
+        if self.takes_best:
+            token = int(logits_V.float().argmax()) if best is None else best  # slow in bfloat16
         else:
             token = self._sample(self._penalised(logits_V.float().cpu()))
         if self._seen is not None:
