@@ -1,5 +1,6 @@
 """Many sequences at once say what each says alone, whatever is batched, cut, preempted, found or aborted."""
 
+import importlib
 import random
 
 import pytest
@@ -202,3 +203,85 @@ def test_real_weights(smollm2_path):
     assert [a.token_ids for a in answers] == [b.token_ids for b in alone]
     assert engine.stats is not None
     assert engine.stats.blocks_used == 0
+
+
+POINTS = {
+    "allocation": "paragone.engine.block_manager.BlockPool.allocate",
+    "hashing": "paragone.engine.block_manager.hash_blocks",
+    "finding": "paragone.engine.block_manager.BlockManager.match",
+    "planning": "paragone.engine.scheduler.Scheduler._choose",
+    "gathering": "paragone.engine.model_runner.PagedStep",
+    "embedding": "paragone.model.decoder.Decoder.run",
+    "attention": "paragone.model.paged.PagedStep.attend",
+    "cache": "paragone.model.paged.write_slots",
+    "head": "paragone.model.decoder.Decoder.logits",
+    "sampler": "paragone.engine.sampler.Sampler.choose",
+    "committing": "paragone.engine.scheduler.Scheduler.commit",
+    "text": "paragone.text.stream.TextStream.push",
+}
+
+
+@pytest.fixture(scope="module")
+def one_decoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    next(c for c in CASES if c.name == "gemma2").save(folder)
+    return load_decoder(open_checkpoint(folder), "fp32")
+
+
+@pytest.mark.parametrize(("how", "error"), [("once", RuntimeError), ("forever", MemoryError)])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_fault_anywhere(point, how, error, one_decoder, smollm2_tokenizer, monkeypatch):
+    """The n-th call fails, for n = 1, 2, ... until it is not reached any more: nobody waits for ever, what ends
+    well is what it would have been, and nothing is lost."""
+    asked = requests(one_decoder, 4, seed=11, tokens=6)
+    want = [truth(one_decoder, request) for request in asked]
+    config = EngineConfig(kv_cache_bytes=barely(one_decoder, asked), block_size=4, max_num_batched_tokens=24)
+    owner, _, name = POINTS[point].rpartition(".")
+    original = resolve(POINTS[point])
+    n, ended_well = 0, 0
+    while True:
+        n += 1 if n < 12 else 7  # every one of the first, then every seventh
+        calls = 0
+
+        def failing(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == n or (how == "forever" and calls > n):  # noqa: B023 -- called within this turn
+                raise error("made to fail")
+            return original(*args, **kwargs)
+
+        static = isinstance(vars(resolve(owner)).get(name), staticmethod)
+        with monkeypatch.context() as patch:
+            patch.setattr(resolve(owner), name, staticmethod(failing) if static else failing)
+            engine = Engine(one_decoder, smollm2_tokenizer, config)
+            answers = run_all(engine, asked, check=False)
+            reached = calls >= n
+        engine.check()
+        assert all(pool.num_free == pool.num_blocks for pool in engine.blocks.pools)
+        for answer, truly in zip(answers, want, strict=True):
+            if answer.finish_reason == "error":
+                assert "made to fail" in answer.error
+                assert answer.token_ids == truly[0][: len(answer.token_ids)]
+            else:
+                assert_same(answer, truly)
+                ended_well += 1
+        failures = sum(a.finish_reason == "error" for a in answers)
+        assert failures <= (1 if how == "once" else 4)
+        if not reached:
+            assert failures == 0
+            break
+    assert ended_well > 4
+
+
+def resolve(path):
+    """What a dotted name stands for: a module, or an attribute of one, or of a class."""
+    parts = path.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part)
+        return found
+    raise AssertionError(path)

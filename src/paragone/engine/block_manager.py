@@ -132,12 +132,11 @@ class BlockManager:
         count = self._longest(hashes)
         for at, (reach, pool) in enumerate(zip(self.reaches, self.pools, strict=True)):
             first = self._first_block(reach, count * self.block_size)
-            table = [NONE] * first
+            slots.tables[at], slots.first[at] = [NONE] * first, first
             for digest in hashes[first:count]:
                 block = pool.by_hash[digest]
                 pool.hold(block)
-                table.append(block)
-            slots.tables[at], slots.first[at] = table, first
+                slots.tables[at].append(block)
         slots.hashes = hashes[:count]
         self.hits += count * self.block_size
         return count * self.block_size
@@ -164,15 +163,15 @@ class BlockManager:
             first = min(self._first_block(reach, computed), len(table))
             for i in range(slots.first[at], first):
                 pool.release(table[i])
-                table[i] = NONE
-            slots.first[at] = max(slots.first[at], first)
+                table[i], slots.first[at] = NONE, i + 1
         blocks = min(len(t) + p.num_free for t, p in zip(slots.tables, self.pools, strict=True))
         length = min(length, blocks * self.block_size)
         if length < least or length <= computed:
             return 0
         needed = -(-length // self.block_size)
         for table, pool in zip(slots.tables, self.pools, strict=True):
-            table += [pool.allocate() for _ in range(needed - len(table))]
+            while len(table) < needed:  # one by one: whatever fails, no block is lost
+                table.append(pool.allocate())
         return length
 
     def computed(self, slots: Slots, token_ids: Sequence[int], length: int, root: bytes) -> None:
@@ -199,10 +198,11 @@ class BlockManager:
     def free(self, slots: Slots) -> None:
         """Gives everything back, the end first, so that beginnings are kept longest."""
         for at, (table, pool) in enumerate(zip(slots.tables, self.pools, strict=True)):
-            for block in reversed(table):
+            while table:
+                block = table.pop()
                 if block != NONE:
                     pool.release(block)
-            slots.tables[at], slots.first[at] = [], 0
+            slots.first[at] = 0
         slots.hashes = []
 
     def check(self, live: Iterable[Slots]) -> None:

@@ -131,38 +131,82 @@ class Engine:
 
     def step(self) -> list[Chunk]:
         """One step of all that runs: what became certain of each answer. A chunk with a finish reason is a
-        request's last, and brings its completion."""
+        request's last, and brings its completion. What fails ends requests of its own step at most, with the
+        reason "error"; the others go on as if nothing had been."""
+        failed: list[Chunk] = []
         begin = time.perf_counter()
-        batch = self.scheduler.schedule()
-        if not batch.scheduled:
-            return []
+        batch = self._plan(failed)
         planned = time.perf_counter()
-        logits = self.runner.forward(batch)
+        logits = self._compute(batch, failed)
         computed = time.perf_counter()
-        chunks = self._take_all(batch, logits)
-        end = time.perf_counter()
-        self.stats = self._step_stats(batch, planned - begin, computed - planned, end - computed)
+        chunks = failed if logits is None else failed + self._take_all(batch, logits)
+        if batch.scheduled:
+            spent = planned - begin, computed - planned, time.perf_counter() - computed
+            self.stats = self._step_stats(batch, *spent)
         return chunks
 
+    def _plan(self, failed: list[Chunk]) -> Batch:
+        """The next batch. Where planning fails twice, the newest request is given up for it."""
+        for attempt in range(2):
+            try:
+                return self.scheduler.schedule()
+            except Exception as err:
+                self.scheduler.recover()
+                if attempt and self._answers:
+                    failed.append(self._fail(self._answers[max(self._answers)], err))
+        return Batch()
+
+    def _compute(self, batch: Batch, failed: list[Chunk]) -> Tensor | None:
+        """The batch's logits. Where it fails, it is tried once more without its newest request; where that
+        fails as well, all of its requests end."""
+        for attempt in range(2):
+            if not batch.scheduled:
+                return None
+            try:
+                return self.runner.forward(batch)
+            except Exception as err:
+                newest = max(batch.scheduled, key=lambda part: part.sequence.number)
+                given_up = [newest] if attempt == 0 else list(batch.scheduled)
+                batch.scheduled = [part for part in batch.scheduled if part not in given_up]
+                failed += [self._fail(self._answers[part.sequence.number], err) for part in given_up]
+        return None
+
+    def _fail(self, answer: _Answer, err: Exception) -> Chunk:
+        """Ends a request that something happened to."""
+        number, completion = answer.sequence.number, answer.completion
+        del self._answers[number]
+        self.scheduler.remove(answer.sequence)
+        completion.finish_reason, completion.error = "error", f"{type(err).__name__}: {err}"
+        return Chunk(number, "", (), (), "error", completion)
+
     def _take_all(self, batch: Batch, logits: Tensor) -> list[Chunk]:
+        """The choices of all requests; what fails in one concerns only that one."""
         chunks, row = [], 0
         best = logits.float().argmax(-1).tolist()  # of all rows at once: most requests want nothing else
         for part in batch.scheduled:
             rows = slice(row, row + part.num_logits)
             row += part.num_logits
             answer = self._answers[part.sequence.number]
-            tokens, entries = self._choose(answer, part, logits[rows], best[rows])
-            self.scheduler.commit(part, tokens)
-            if not tokens:
-                continue
-            chunk = self._take(answer, tokens, entries)
-            chunks.append(chunk)
-            if chunk.finish_reason is not None:
-                self.scheduler.remove(part.sequence)
-                del self._answers[part.sequence.number]
-            else:
-                self._follow_regime(answer)
+            try:
+                chunk = self._take_one(answer, part, logits[rows], best[rows])
+            except Exception as err:
+                chunk = self._fail(answer, err)
+            chunks += [chunk] if chunk else []
         return chunks
+
+    def _take_one(self, answer: _Answer, part: Scheduled, rows: Tensor, best: list[int]) -> Chunk | None:
+        """Chooses a request's next tokens and says what became certain; None while its prompt is computed."""
+        tokens, entries = self._choose(answer, part, rows, best)
+        self.scheduler.commit(part, tokens)
+        if not tokens:
+            return None
+        chunk = self._take(answer, tokens, entries)
+        if chunk.finish_reason is not None:
+            self.scheduler.remove(part.sequence)
+            del self._answers[part.sequence.number]
+        else:
+            self._follow_regime(answer)
+        return chunk
 
     @staticmethod
     def _choose(

@@ -10,7 +10,7 @@ from paragone.errors import UsageError
 from paragone.text.stream import check_stop_strings
 
 LEAST_TEMPERATURE = 0.001
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ class TokenLogprobs:
 @dataclass
 class Completion:
     """A finished answer. `finish_reason`: "stop" (the model ended it, or a stop string did), "length"
-    (max_tokens, or the context is full) or "cancelled". `params` has the seed that was drawn. Times are
+    (max_tokens, or the context is full), "cancelled", or "error" with what happened in `error`. `params` has
+    the seed that was drawn. Times are
     seconds from the start of the call."""
 
     text: str
@@ -102,6 +103,7 @@ class Completion:
     ttft_s: float = math.nan
     total_s: float = math.nan
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    error: str | None = None
 
     @property
     def decode_tokens_per_s(self) -> float:

@@ -129,9 +129,9 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, chosen: dict[int, Scheduled], batch: Batch) -> None:
         """Back in line, with its tokens but without its blocks."""
-        self.running.remove(sequence)
         chosen.pop(sequence.number, None)
         self.restart(sequence)
+        self.running.remove(sequence)
         sequence.status = Status.WAITING
         self.add(sequence)
         sequence.preemptions += 1
@@ -142,6 +142,11 @@ class Scheduler:
         """Makes a sequence's tokens be computed anew."""
         self.blocks.free(sequence.slots)
         sequence.computed, sequence.draft = 0, []
+
+    def recover(self) -> None:
+        """After planning has failed halfway: what waits holds nothing."""
+        for sequence in self.waiting:
+            self.blocks.free(sequence.slots)
 
     def commit(self, scheduled: Scheduled, new_ids: list[int]) -> None:
         """After a step: what was computed is in the cache, and these tokens were chosen. Of a draft only what
