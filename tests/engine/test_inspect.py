@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.cli.main import run
 from paragone.engine.inspect import inspect_model
+from paragone.errors import BadConfiguration
 from tests.real import GEMMA3, SMOLLM2, path_of
 from tests.tiny import CASES
 
@@ -62,3 +64,17 @@ def test_torch_is_not_needed():
     command = [sys.executable, "-c", code, "inspect", str(path_of(SMOLLM2))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_known_models_prompt_format(tmp_path, smollm2):
+    """A file without a template, by the name of a model that the catalogue knows, is written as that one's."""
+    model = replace(smollm2, name="vicuna-7b-v1.5", tokenizer=replace(smollm2.tokenizer, chat_template=None))
+    assert model.chat("Hello", max_tokens=2).prompt_tokens > 30  # Vicuna's long beginning
+    assert "curious user" in model.tokenizer.chat_template
+    nameless = replace(smollm2, name="mine", tokenizer=replace(smollm2.tokenizer, chat_template=None))
+    with pytest.raises(BadConfiguration, match="no chat template"):
+        nameless.chat("Hello", max_tokens=2)
+    CASES[0].save(tmp_path / "vicuna-7b-v1.5")
+    state = smollm2.tokenizer.backend.serialised()
+    (tmp_path / "vicuna-7b-v1.5" / "tokenizer.json").write_text(state)
+    assert inspect_model(tmp_path / "vicuna-7b-v1.5")["text"]["prompt_format"] == "vicuna"

@@ -38,6 +38,7 @@ Ctrl-C stops an answer, not the chat."""
 def command(model: str, **options: Any) -> None:
     """Talks to MODEL by its chat template or a format you name. /help inside shows what else there is."""
     from paragone.cli.shared import load, sampling_params
+    from paragone.engine.load import known_format
     from paragone.errors import BadConfiguration, MalformedData
     from paragone.text.chat import RENDERER
 
@@ -46,6 +47,7 @@ def command(model: str, **options: Any) -> None:
     loaded = load(
         model, options["precision"], options["device"], options["threads"], options["prompt_format"]
     )
+    known_format(loaded.tokenizer, loaded.name)
     if loaded.tokenizer.chat_template is None:
         raise BadConfiguration(
             f"{loaded.name} has no chat template: it is a base model that continues text. "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from paragone.engine.load import choose_format, load_tokenizer
+from paragone.engine.load import known_format, load_tokenizer
 from paragone.errors import NotFound
 from paragone.model.families import family_of, read_spec
 from paragone.model.parameters import parameter_names, split_index, stored_name
@@ -46,7 +46,7 @@ def inspect_model(path: Path, name: str | None = None) -> dict[str, Any]:
         },
         "context": spec.max_position_embeddings,
         "ignored_keys": ignored,
-        "text": _text(checkpoint, name or path.stem),
+        "text": _text(checkpoint, name or (path.stem if path.is_file() else path.name)),
     }
 
 
@@ -159,7 +159,7 @@ def _text(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         tokenizer = load_tokenizer(checkpoint)
     except NotFound as err:
         return {"missing": str(err)}
-    prompt_format = choose_format(tokenizer, name, None)
+    prompt_format = known_format(tokenizer, name)
     return {
         "vocabulary": tokenizer.vocab_size,
         "special_tokens": len(tokenizer.special),

@@ -42,7 +42,8 @@ def load_model(
     checkpoint = open_checkpoint(path)
     map_torch()
     tokenizer = load_tokenizer(checkpoint)
-    choose_format(tokenizer, name, prompt_format)
+    if prompt_format is not None:
+        use_format(tokenizer, prompt_format)
     with collector_paused():
         from paragone.engine.model import Model
         from paragone.model.load import load_decoder
@@ -100,12 +101,9 @@ def check_device(device: str) -> None:
         raise UsageError(f"device {device!r} cannot be used: {reason}") from None
 
 
-def choose_format(tokenizer: Tokenizer, name: str, prompt_format: str | None) -> str | None:
-    """The prompt format that was asked for; else the model's own template; else the catalogue's. Returns the
-    name of a built-in one."""
-    if prompt_format is not None:
-        use_format(tokenizer, prompt_format)
-        return prompt_format
+def known_format(tokenizer: Tokenizer, name: str) -> str | None:
+    """Gives a tokenizer without a template the prompt format that the catalogue knows for a model's name.
+    Returns that format's name."""
     if tokenizer.chat_template is None and (entry := models().get(name)) and entry.prompt_format:
         with contextlib.suppress(BadConfiguration):  # another model of that name, without the control tokens
             use_format(tokenizer, entry.prompt_format)

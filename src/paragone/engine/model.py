@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.engine.generate import Generation, Request
+from paragone.engine.load import known_format
 from paragone.engine.request import Chunk, Completion, SamplingParams
 from paragone.errors import ContextLengthExceeded, UsageError
 from paragone.model.decoder import Decoder
@@ -76,6 +77,7 @@ class Model:
     ) -> Generation:
         """A Generation that answers a conversation; what `previous` has computed is not computed again."""
         params = _params(params, settings)
+        known_format(self.tokenizer, self.name)
         ids = encode_chat(self.tokenizer, messages)
         request = Request(ids, params, chat=True, stop=self.tokenizer.chat_stop)
         return Generation(self.decoder, self.tokenizer, [request], previous)
