@@ -67,13 +67,6 @@ class BlockPool:
             self.by_hash[digest] = block
             self.hash_of[block] = digest
 
-    def forget_all(self) -> None:
-        """Gives up all content that is kept but held by nobody."""
-        for block in self.kept:
-            self._forget(block)
-            self.empty.append(block)
-        self.kept.clear()
-
     def _forget(self, block: int) -> None:
         del self.by_hash[self.hash_of.pop(block)]
 
@@ -116,10 +109,6 @@ class BlockManager:
     def _needed_by(self, reach: int) -> int:
         """Blocks that a long sequence holds of a pool with a reach, one token at a time."""
         return -(-reach // self.block_size) + 1
-
-    def room(self) -> int:
-        """Blocks that are free in the fullest pool."""
-        return min(pool.num_free for pool in self.pools)
 
     def match(self, slots: Slots, token_ids: Sequence[int], root: bytes) -> int:
         """Gives fresh slots the longest beginning that is in the cache already; returns its tokens. At least

@@ -137,11 +137,11 @@ class Engine:
         begin = time.perf_counter()
         batch = self._plan(failed)
         planned = time.perf_counter()
-        logits = self._compute(batch, failed)
-        computed = time.perf_counter()
-        chunks = failed if logits is None else failed + self._take_all(batch, logits)
+        computed = self._compute(batch, failed)
+        ready = time.perf_counter()
+        chunks = failed if computed is None else failed + self._take_all(batch, *computed)
         if batch.scheduled:
-            spent = planned - begin, computed - planned, time.perf_counter() - computed
+            spent = planned - begin, ready - planned, time.perf_counter() - ready
             self.stats = self._step_stats(batch, *spent)
         return chunks
 
@@ -156,14 +156,16 @@ class Engine:
                     failed.append(self._fail(self._answers[max(self._answers)], err))
         return Batch()
 
-    def _compute(self, batch: Batch, failed: list[Chunk]) -> Tensor | None:
-        """The batch's logits. Where it fails, it is tried once more without its newest request; where that
-        fails as well, all of its requests end."""
+    def _compute(self, batch: Batch, failed: list[Chunk]) -> tuple[Tensor, list[int]] | None:
+        """The batch's logits, and the most likely token of every row: most requests want nothing else. Where
+        it fails, it is tried once more without its newest request; where that fails as well, all of its
+        requests end."""
         for attempt in range(2):
             if not batch.scheduled:
                 return None
             try:
-                return self.runner.forward(batch)
+                logits = self.runner.forward(batch)
+                return logits, logits.float().argmax(-1).tolist()
             except Exception as err:
                 newest = max(batch.scheduled, key=lambda part: part.sequence.number)
                 given_up = [newest] if attempt == 0 else list(batch.scheduled)
@@ -179,10 +181,9 @@ class Engine:
         completion.finish_reason, completion.error = "error", f"{type(err).__name__}: {err}"
         return Chunk(number, "", (), (), "error", completion)
 
-    def _take_all(self, batch: Batch, logits: Tensor) -> list[Chunk]:
+    def _take_all(self, batch: Batch, logits: Tensor, best: list[int]) -> list[Chunk]:
         """The choices of all requests; what fails in one concerns only that one."""
         chunks, row = [], 0
-        best = logits.float().argmax(-1).tolist()  # of all rows at once: most requests want nothing else
         for part in batch.scheduled:
             rows = slice(row, row + part.num_logits)
             row += part.num_logits
