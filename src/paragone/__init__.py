@@ -8,14 +8,35 @@ print(model.chat("What is a touchstone?").text)
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paragone.engine.async_engine import AsyncEngine
+    from paragone.engine.config import EngineConfig
+    from paragone.engine.engine import Engine
     from paragone.engine.model import Model
+    from paragone.engine.params import SamplingParams
+    from paragone.engine.request import Request
     from paragone.model.precision import Precision
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["AsyncEngine", "Engine", "EngineConfig", "Request", "SamplingParams", "__version__", "load"]
+_HOMES = {
+    "AsyncEngine": "async_engine",
+    "Engine": "engine",
+    "EngineConfig": "config",
+    "Request": "request",
+    "SamplingParams": "params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The classes above, imported when they are asked for: torch takes a second."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'paragone' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"paragone.engine.{_HOMES[name]}"), name)
 
 
 def load(

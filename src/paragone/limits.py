@@ -53,5 +53,6 @@ TEMPLATE_MEMORY_BYTES: Final = 512 * MIB
 
 # Requests
 LOGPROBS: Final = 20
+ANSWERS: Final = 128  # to one prompt
 STOP_STRINGS: Final = 16
 STOP_STRING_CHARS: Final = 256

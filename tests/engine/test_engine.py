@@ -8,9 +8,9 @@ import torch
 
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.engine.engine import Engine, EngineConfig
-from paragone.engine.generate import Request
 from paragone.engine.load import load_model
-from paragone.engine.request import SamplingParams
+from paragone.engine.params import SamplingParams
+from paragone.engine.request import Request
 from paragone.errors import ContextLengthExceeded, UsageError
 from paragone.model.load import load_decoder
 from tests.tiny import CASES

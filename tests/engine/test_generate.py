@@ -8,9 +8,12 @@ import torch
 
 import paragone
 from paragone.checkpoint.checkpoint import open_checkpoint
-from paragone.engine.generate import Generation, Request
+from paragone.engine.config import EngineConfig
+from paragone.engine.engine import Engine
+from paragone.engine.generation import Front, Generation
 from paragone.engine.load import load_model
-from paragone.engine.request import SamplingParams
+from paragone.engine.params import SamplingParams
+from paragone.engine.request import Request
 from paragone.errors import ContextLengthExceeded, NotEnoughMemory, UsageError
 from paragone.model.load import load_decoder
 from paragone.text.formats import use_format
@@ -93,7 +96,7 @@ def test_one_setting_for_many_prompts_draws_for_each(exact):
 
 @pytest.mark.parametrize("stop_after", [0, 3, 100])
 def test_a_conversation_goes_on_where_it_was(exact, stop_after):
-    """With the previous answer's cache the next is the same as from the beginning, also after a Ctrl-C."""
+    """What earlier answers have left in the cache changes nothing of the next, also after a Ctrl-C."""
     messages = [{"role": "user", "content": "Name three colours."}]
     first = exact.start_chat(messages, max_tokens=12)
     for number, _ in enumerate(first):
@@ -105,15 +108,10 @@ def test_a_conversation_goes_on_where_it_was(exact, stop_after):
             {"role": "assistant", "content": "Red, green."},
             {"role": "user", "content": content},
         ]
-        fresh, going_on = (
-            exact.start_chat(messages, max_tokens=12),
-            exact.start_chat(messages, max_tokens=12, previous=first),
-        )
-        for run in (fresh, going_on):
-            for _ in run:
-                pass
-        assert going_on.completions[0].token_ids == fresh.completions[0].token_ids
-        first = going_on
+        going_on = exact.chat(messages, max_tokens=12)
+        fresh = replace(exact).chat(messages, max_tokens=12)
+        assert going_on.token_ids == fresh.token_ids
+        assert going_on.cached_tokens > fresh.cached_tokens == 0
 
 
 def test_cancelling(smollm2):
@@ -138,7 +136,8 @@ def tiny(tmp_path, name="llama3.1", context=40):
 
 
 def generation(decoder, tokenizer, ids, **settings):
-    return Generation(decoder, tokenizer, [Request(ids, SamplingParams(**settings))])
+    front = Front(lambda: Engine(decoder, tokenizer))
+    return Generation(front, [Request(ids, SamplingParams(**settings))])
 
 
 def test_the_context_is_the_end(tmp_path, smollm2_tokenizer):
@@ -178,13 +177,11 @@ def test_logprobs_of_a_text_equal_those_of_generating_it(exact):
     assert math.isfinite(sum(scored))
 
 
-def test_prompt_in_chunks_equals_prompt_at_once(exact, monkeypatch):
-    from paragone.engine import generate
-
+def test_prompt_in_chunks_equals_prompt_at_once(exact):
     ids = exact.encode("A long sentence about ferries and fog. " * 12)
     whole = exact.generate(ids, max_tokens=8, logprobs=0)
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", 7)
-    chunked = exact.generate(ids, max_tokens=8, logprobs=0)
+    small = EngineConfig(max_num_batched_tokens=7)
+    chunked = replace(exact, engine_config=small).generate(ids, max_tokens=8, logprobs=0)
     assert chunked.token_ids == whole.token_ids
     assert [e.logprob for e in chunked.logprobs] == pytest.approx(
         [e.logprob for e in whole.logprobs], abs=1e-4

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from paragone.engine.request import SamplingParams
+from paragone.engine.params import SamplingParams
 from paragone.engine.sampler import Sampler, token_logprobs
 from paragone.errors import UsageError
 
@@ -76,7 +76,7 @@ def test_repetition_penalty_covers_prompt_and_answer():
     logits = LOGITS + torch.tensor([0.0, 0.1, 0.0, 0.0, 0.0, 0.0])
     # seen 0: 2.0 / 2; seen 4: -1.0 * 2; so 1 (1.1) wins, and once it is seen too (0.55), 0 does
     assert [sampler.choose(logits)[0] for _ in range(2)] == [1, 0]
-    assert sampler._penalised(logits).tolist() == pytest.approx([1.0, 0.55, 0.5, 0.0, -2.0, -3.0])
+    assert sampler._changed(logits, None).tolist() == pytest.approx([1.0, 0.55, 0.5, 0.0, -2.0, -3.0])
 
 
 def test_presence_and_frequency_penalties_count_the_answer_only():
@@ -84,7 +84,7 @@ def test_presence_and_frequency_penalties_count_the_answer_only():
     # 0: 2.0, then 2.0 - 0.9 = 1.1, then 2.0 - 1.3 = 0.7 < 1.0, so 1 comes third, 0 again fourth
     assert [sampler.choose(LOGITS)[0] for _ in range(4)] == [0, 0, 1, 0]
     want = LOGITS - 0.4 * torch.tensor([3, 1, 0, 0, 0, 0]) - 0.5 * torch.tensor([1, 1, 0, 0, 0, 0])
-    assert torch.allclose(sampler._penalised(LOGITS), want)
+    assert torch.allclose(sampler._changed(LOGITS, None), want)
 
 
 def test_same_seed_same_draws_other_seed_others():

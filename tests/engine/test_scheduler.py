@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from paragone.engine.block_manager import NONE, BlockManager, hash_blocks, root_hash
-from paragone.engine.request import SamplingParams
+from paragone.engine.params import SamplingParams
 from paragone.engine.scheduler import Scheduler
 from paragone.engine.sequence import Sequence, Status
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paragone.checkpoint.checkpoint import open_checkpoint
-from paragone.engine.generate import Generation, Request
-from paragone.engine.request import SamplingParams
+from paragone.engine.engine import Engine
+from paragone.engine.params import SamplingParams
+from paragone.engine.request import Request
 from paragone.model.load import load_decoder
 from paragone.ops import implementation
 from tests.tiny import CASES, WINDOW, Case
@@ -238,12 +239,9 @@ def test_generation_across_the_original_context(name, tmp_path, smollm2_tokenize
     decoder = load_decoder(open_checkpoint(tmp_path), "fp32")
     for length in (20, 31, 32, 40):
         prompt = ids_of(decoder, batch=1, length=length)[0].tolist()
-        run = Generation(
-            decoder, smollm2_tokenizer, [Request(prompt, SamplingParams(max_tokens=16, ignore_eos=True))]
-        )
-        for _ in run:
-            pass
+        request = Request(prompt, SamplingParams(max_tokens=16, ignore_eos=True))
+        answer = Engine(decoder, smollm2_tokenizer).run([request])[0]
         want = list(prompt)
         for _ in range(16):
             want.append(int(decoder(torch.tensor([want]))[0, -1].argmax()))
-        assert run.completions[0].token_ids == want[length:]
+        assert answer.token_ids == want[length:]

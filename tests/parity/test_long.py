@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from paragone.checkpoint.checkpoint import open_checkpoint
-from paragone.engine.generate import Generation, Request
-from paragone.engine.request import SamplingParams
+from paragone.engine.config import EngineConfig
+from paragone.engine.engine import Engine
+from paragone.engine.params import SamplingParams
+from paragone.engine.request import Request
 from paragone.model.load import load_decoder
 from tests.parity.test_families import TOLERANCE, assert_close, ids_of
 from tests.tiny import CASES
@@ -67,10 +69,7 @@ def test_32k_tokens_end_to_end(name, tmp_path, smollm2_tokenizer):
     decoder = load_decoder(open_checkpoint(tmp_path), "fp32")
     prompt = ids_of(decoder, batch=1, length=CONTEXT - 8)[0].tolist()
     request = Request(prompt, SamplingParams(max_tokens=8, ignore_eos=True, logprobs=2))
-    run = Generation(decoder, smollm2_tokenizer, [request])
-    for _ in run:
-        pass
-    answer = run.completions[0]
+    answer = Engine(decoder, smollm2_tokenizer, EngineConfig(max_num_seqs=1)).run([request])[0]
     assert len(answer.token_ids) == 8
     ids = torch.tensor([prompt + answer.token_ids])
     want = reference_logits(reference, ids, last=9, step=1024 if windowed else CONTEXT)[:, :8]

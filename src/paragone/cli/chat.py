@@ -65,7 +65,6 @@ class Chat:
     def __init__(self, model: Any, params: Any, system: str | None, *, show_prompt: bool = False) -> None:
         self.model, self.params, self.show_prompt = model, params, show_prompt
         self.messages: list[Any] = []
-        self.run: Any = None  # the last answer's, whose cache the next one goes on with
         self.failed = False
         self.terminal = sys.stdin.isatty()
         self.set_system(system)
@@ -112,18 +111,20 @@ class Chat:
         try:
             if self.show_prompt:
                 self._show_prompt()
-            self.run = run = self.model.start_chat(self.messages, self.params, previous=self.run)
+            run = self.model.start_chat(self.messages, self.params)
             self._stream(run)
+            run.check()
         except (ParagoneError, KeyboardInterrupt) as err:
             self.messages.pop()
             click.echo(f"error: {err}" if isinstance(err, ParagoneError) else "(stopped)", err=True)
             self.failed = isinstance(err, ParagoneError)
             return
-        completion = run.completions[0]
-        if not completion.token_ids:  # stopped before the first token: as if it had not been asked
+        if not run.completions or not run.completions[0].token_ids:
+            # Stopped before the first token: as if it had not been asked.
             self.messages.pop()
             click.echo("(stopped)", err=True)
             return
+        completion = run.completions[0]
         self.messages.append({"role": "assistant", "content": completion.text})
         if self.terminal:
             speed = completion.decode_tokens_per_s

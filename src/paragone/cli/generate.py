@@ -39,6 +39,9 @@ def command(model: str, prompt: str | None, **options: Any) -> None:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True
+    if not run.completions:
+        raise KeyboardInterrupt
+    run.check()
     completion = run.completions[0]
     if params.logprobs is not None:
         for entry in completion.logprobs:

@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from paragone.engine.model import Model
-    from paragone.engine.request import SamplingParams
+    from paragone.engine.params import SamplingParams
     from paragone.engine.resolve import Located
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -172,7 +172,7 @@ def sampling_options(max_tokens: int) -> Decorator:
 
 def sampling_params(options: dict[str, Any]) -> "SamplingParams":
     """SamplingParams from the flags that were given; raises UsageError for values out of bounds."""
-    from paragone.engine.request import SamplingParams
+    from paragone.engine.params import SamplingParams
     from paragone.errors import UsageError
 
     names = {name for _, name, _, _ in SAMPLING} | {"max_tokens", "logprobs", "ignore_eos"}

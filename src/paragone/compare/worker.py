@@ -69,12 +69,13 @@ def _measure(decoder: Any, ids: list[int], decode_tokens: int, cache: Any) -> di
     """One prefill and what is decoded after it, greedily: seconds to the first token and between the rest."""
     import torch
 
-    from paragone.engine.generate import PREFILL_CHUNK
+    from paragone.engine.config import EngineConfig
 
+    chunk = EngineConfig.max_num_batched_tokens
     cache.truncate(0)
     begin = time.perf_counter()
-    for at in range(0, len(ids), PREFILL_CHUNK):
-        hidden = decoder.hidden(torch.tensor([ids[at : at + PREFILL_CHUNK]]), cache)
+    for at in range(0, len(ids), chunk):
+        hidden = decoder.hidden(torch.tensor([ids[at : at + chunk]]), cache)
     token = int(decoder.logits(hidden[:, -1]).argmax())
     times = [time.perf_counter()]
     for _ in range(decode_tokens):

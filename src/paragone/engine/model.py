@@ -1,7 +1,7 @@
 """A loaded model, as Python users hold it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
-from paragone.engine.generate import Generation, Request
+from paragone.engine.config import EngineConfig
+from paragone.engine.engine import Engine
+from paragone.engine.generation import Front, Generation
 from paragone.engine.load import known_format
-from paragone.engine.request import Chunk, Completion, SamplingParams
+from paragone.engine.params import SamplingParams
+from paragone.engine.request import Chunk, Request
 from paragone.errors import ContextLengthExceeded, UsageError
 from paragone.model.decoder import Decoder
 from paragone.model.precision import Precision
@@ -24,7 +27,8 @@ LOGITS_ROWS = 128  # positions whose logits are held at once when a text is scor
 
 @dataclass
 class Model:
-    """A decoder with its tokenizer. Make one with `paragone.load`."""
+    """A decoder with its tokenizer. Make one with `paragone.load`. All that it generates at the same time
+    runs together, on one engine that is made by `engine_config` when it is needed first."""
 
     name: str
     path: Path
@@ -32,26 +36,42 @@ class Model:
     checkpoint: Checkpoint
     decoder: Decoder
     tokenizer: Tokenizer
+    engine_config: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        self._front = Front(lambda: Engine(self.decoder, self.tokenizer, self.engine_config))
 
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return self.decoder.spec.max_position_embeddings
 
+    @property
+    def engine(self) -> Engine:
+        """What runs its requests."""
+        return self._front.engine
+
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **settings: Any
     ) -> Any:
-        """Continues one prompt (text or token ids; gives a Completion) or several (a list of them).
+        """Continues one prompt (text or token ids; gives a Completion) or several (a list of them). With
+        `n` above 1 a list of n Completions stands in the place of each. Of several prompts one that
+        fails has the finish reason "error"; one alone raises ParagoneError.
 
         Settings are the fields of SamplingParams, by name. Raises UsageError for settings out of
         bounds and ContextLengthExceeded for a prompt that does not fit.
         """
+        params = _params(params, settings)
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         batch = [prompts] if alone else list(prompts)
-        run = self.start(batch, params, **settings)  # type: ignore[arg-type]
+        run = self.start(batch, params)  # type: ignore[arg-type]
         for _ in run:
             pass
-        return run.completions[0] if alone else run.completions
+        if alone:
+            run.check()
+        n, answers = params.n, run.completions
+        grouped = answers if n == 1 else [answers[at : at + n] for at in range(0, len(answers), n)]
+        return grouped[0] if alone else grouped
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **settings: Any
@@ -64,34 +84,33 @@ class Model:
     ) -> Generation:
         """A Generation to iterate over and, if need be, cancel."""
         params = _params(params, settings)
-        requests = [Request(self.encode(p), params) for p in prompts]
-        return Generation(self.decoder, self.tokenizer, requests)
+        return Generation(self._front, [Request(self.encode(p), params) for p in prompts])
 
     def start_chat(
-        self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
-        *,
-        previous: Generation | None = None,
-        **settings: Any,
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **settings: Any
     ) -> Generation:
-        """A Generation that answers a conversation; what `previous` has computed is not computed again."""
-        params = _params(params, settings)
+        """A Generation that answers a conversation. What an earlier one has computed of the same beginning is
+        found again."""
+        return Generation(self._front, [self.chat_request(messages, _params(params, settings))])
+
+    def chat_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
+        """A conversation as the model's own chat template writes it."""
         known_format(self.tokenizer, self.name)
         ids = encode_chat(self.tokenizer, messages)
-        request = Request(ids, params, chat=True, stop=self.tokenizer.chat_stop)
-        return Generation(self.decoder, self.tokenizer, [request], previous)
+        return Request(ids, params, chat=True, stop=self.tokenizer.chat_stop)
 
     def chat(
         self, messages: str | Sequence[Message], params: SamplingParams | None = None, **settings: Any
-    ) -> Completion:
-        """Answers a conversation, or one user message, by the model's own chat template."""
+    ) -> Any:
+        """Answers a conversation, or one user message, by the model's own chat template. With `n` above 1
+        gives a list of Completions."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         run = self.start_chat(messages, params, **settings)
         for _ in run:
             pass
-        return run.completions[0]
+        run.check()
+        return run.completions[0] if len(run.completions) == 1 else run.completions
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: a text gets the model's BOS, ids are taken as they are."""

@@ -4,10 +4,15 @@ Every request has its own random stream, one number a token, so that what it dra
 requests beside it.
 """
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from paragone.engine.request import SamplingParams, TokenLogprobs
+from paragone.engine.params import SamplingParams
+from paragone.engine.request import TokenLogprobs
+from paragone.errors import MalformedData
 
 NUCLEUS_GUESS = 1024  # how many of the most likely tokens are sorted before all of them are
 
@@ -15,8 +20,12 @@ NUCLEUS_GUESS = 1024  # how many of the most likely tokens are sorted before all
 class Sampler:
     """One request's choice of tokens: its parameters, its counts, its random stream."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: list[int], vocab_size: int) -> None:
+    def __init__(
+        self, params: SamplingParams, prompt_ids: list[int], vocab_size: int, ends: Iterable[int] = ()
+    ) -> None:
+        """`ends` are the tokens that would end the answer, for `min_tokens`."""
         self.params = params = params.seeded()
+        self.num_chosen = 0
         self._rng = torch.Generator()
         if params.seed is not None:
             self._rng.manual_seed(params.seed)
@@ -27,32 +36,55 @@ class Sampler:
             self._seen[torch.tensor(prompt_ids)] = True
         if params.presence_penalty or params.frequency_penalty:
             self._counts = torch.zeros(vocab_size)
+        self._added = _added(params, vocab_size)
+        self._ends = torch.tensor(sorted(ends) if params.min_tokens else [], dtype=torch.int64)
 
     @property
     def takes_best(self) -> bool:
-        """Whether it always takes the most likely token."""
-        return self.params.temperature == 0 and self._seen is None and self._counts is None
+        """Whether it takes the most likely token now, whatever it is."""
+        changes = self._seen, self._counts, self._added
+        return self.params.temperature == 0 and all(c is None for c in changes) and not self._too_early
 
-    def choose(self, logits_V: Tensor, best: int | None = None) -> tuple[int, TokenLogprobs | None]:
+    @property
+    def _too_early(self) -> bool:
+        return self.num_chosen < self.params.min_tokens and len(self._ends) > 0
+
+    def choose(
+        self, logits_V: Tensor, best: int | None = None, allowed_V: Tensor | None = None
+    ) -> tuple[int, TokenLogprobs | None]:
         """The next token, and its log-probabilities if they were asked for. `best` is the most likely token,
-        where it is known already."""
+        where it is known already; `allowed_V` are booleans. Raises MalformedData where nothing is allowed, or
+        the logits are no numbers."""
         params = self.params
-        if self.takes_best:
+        if self.takes_best and allowed_V is None:
             token = int(logits_V.float().argmax()) if best is None else best  # slow in bfloat16
         else:
-            token = self._sample(self._penalised(logits_V.float().cpu()))
+            token = self._sample(self._changed(logits_V.float().cpu(), allowed_V))
+        if not math.isfinite(float(logits_V[token])):
+            raise MalformedData("the model's logits are not finite numbers")
+        self.num_chosen += 1
         if self._seen is not None:
             self._seen[token] = True
         if self._counts is not None:
             self._counts[token] += 1
         return token, None if params.logprobs is None else token_logprobs(logits_V, token, params.logprobs)
 
-    def _penalised(self, logits: Tensor) -> Tensor:
+    def _changed(self, logits: Tensor, allowed_V: Tensor | None) -> Tensor:
+        """The logits (V,) with all that the settings do to them before the temperature."""
         params = self.params
+        logits = logits.clone()
+        if allowed_V is not None:
+            logits[: len(allowed_V)].masked_fill_(~allowed_V, -torch.inf)
+            logits[len(allowed_V) :] = -torch.inf
+        if self._added is not None:
+            logits += self._added
+        if self._too_early:
+            logits[self._ends] = -torch.inf
+        if float(logits.max()) == -math.inf:
+            raise MalformedData("no token is allowed here")
         if self._seen is not None:
             seen = logits[self._seen]
             penalty = params.repetition_penalty
-            logits = logits.clone()
             logits[self._seen] = torch.where(seen > 0, seen / penalty, seen * penalty)
         if self._counts is not None:
             shown = (self._counts > 0).float() * params.presence_penalty
@@ -68,7 +100,8 @@ class Sampler:
             probs = torch.where(probs >= params.min_p * probs.max(), probs, 0.0)
         if not params.top_k and params.top_p >= 1:
             return self._draw(probs)
-        kept = self._most_likely(probs / probs.sum())
+        # Running sums, here and below: they come out the same for any number of threads.
+        kept = self._most_likely(probs / probs.cumsum(0)[-1])
         return int(kept.indices[self._draw(kept.values)])
 
     def _most_likely(self, probs: Tensor) -> torch.return_types.topk:
@@ -79,8 +112,8 @@ class Sampler:
         best = probs.topk(guess)
         if params.top_p >= 1:
             return best
-        share = 1.0 if not params.top_k else float(probs.topk(count).values.sum())
-        if guess < count and float(best.values.sum()) < params.top_p * share:
+        share = 1.0 if not params.top_k else float(probs.topk(count).values.cumsum(0)[-1])
+        if guess < count and float(best.values.cumsum(0)[-1]) < params.top_p * share:
             best = probs.topk(count)
         before = best.values.cumsum(0) - best.values  # what more likely tokens already cover
         keep = int((before < params.top_p * share).sum())
@@ -92,6 +125,19 @@ class Sampler:
         point = torch.rand((), generator=self._rng, dtype=torch.float64) * edges[-1]
         at = int(torch.searchsorted(edges, point, right=True))
         return min(at, int((weights > 0).nonzero()[-1]))
+
+
+def _added(params: SamplingParams, vocab_size: int) -> Tensor | None:
+    """What is added to every logit: the biases, and minus infinity where a token is not allowed."""
+    if params.allowed_token_ids is None and not params.logit_bias:
+        return None
+    added = torch.zeros(vocab_size)
+    if params.allowed_token_ids is not None:
+        added.fill_(-torch.inf)
+        added[list(params.allowed_token_ids)] = 0.0
+    for token, bias in params.logit_bias:
+        added[token] += bias
+    return added
 
 
 def token_logprobs(logits_V: Tensor, token: int, top: int) -> TokenLogprobs:

@@ -49,6 +49,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Puts a sequence in line."""
+        sequence.status = Status.WAITING
         insort(self.waiting, sequence, key=lambda s: s.order)
 
     def remove(self, sequence: Sequence) -> None:
@@ -96,7 +97,9 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, budget: int, chosen: dict[int, Scheduled], batch: Batch) -> int:
         """Starts the first of the line where there is room; returns how many tokens it got."""
-        found = self.blocks.match(sequence.slots, sequence.token_ids, sequence.root)
+        found = 0
+        if sequence.find_prefix:
+            found = self.blocks.match(sequence.slots, sequence.token_ids, sequence.root)
         wanted = found + min(len(sequence.token_ids) - found, budget)
         least = wanted if self.running else found + 1
         while not (length := self.blocks.reserve(sequence.slots, found, wanted, least)):
@@ -132,7 +135,6 @@ class Scheduler:
         chosen.pop(sequence.number, None)
         self.restart(sequence)
         self.running.remove(sequence)
-        sequence.status = Status.WAITING
         self.add(sequence)
         sequence.preemptions += 1
         self.num_preemptions += 1

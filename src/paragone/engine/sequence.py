@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from paragone.engine.block_manager import Slots
-from paragone.engine.request import SamplingParams
+from paragone.engine.params import SamplingParams
 
 
 class Status(Enum):
     """Where a sequence is. A preempted one is waiting again."""
 
+    HELD = "held"  # not in line yet
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -27,11 +28,12 @@ class Sequence:
     slots: Slots
     priority: int = 0
     root: bytes = b""  # where its chain of block hashes begins
+    find_prefix: bool = True  # whether its beginning may come from the cache
     token_ids: list[int] = field(default_factory=list)  # prompt and answer
     computed: int = 0
     cached: int = 0  # tokens of the prompt that were found in the cache
     draft: list[int] = field(default_factory=list)  # guessed to come next; checked in the next step
-    status: Status = Status.WAITING
+    status: Status = Status.HELD
     preemptions: int = 0
 
     def __post_init__(self) -> None:

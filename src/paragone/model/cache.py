@@ -90,11 +90,6 @@ class KVCache:
             self.layers[i][:, :, : kept.shape[2]] = kept
         room.first, room.capacity = first, capacity
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Keeps only these rows of the batch, in this order."""
-        self.batch = len(rows)
-        self.layers = [old[rows] for old in self.layers]
-
     def truncate(self, length: int) -> None:
         """Forgets all slots from `length` on; everything, where a window let go of what `length` needs."""
         if length >= self.length:
