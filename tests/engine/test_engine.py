@@ -102,7 +102,9 @@ def barely(decoder, asked, block_size=4):
 
     longest = max(len(r.prompt_ids) + r.params.max_tokens for r in asked)
     blocks = int(1.1 * longest / block_size) + 2
-    return blocks * sum(block_bytes(decoder.spec, reach, block_size, 4) for reach in reaches_of(decoder.spec))
+    return blocks * sum(
+        block_bytes(decoder.spec, reach, block_size, decoder.dtype) for reach in reaches_of(decoder.spec)
+    )
 
 
 def test_preempted_equals_undisturbed(decoder, smollm2_tokenizer):

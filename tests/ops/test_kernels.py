@@ -17,6 +17,14 @@ from paragone.ops import linear as ops
 from paragone.ops.activation import gated, gated_reference
 from paragone.ops.attention import attention, attention_reference, visible
 from paragone.ops.norm import head_norm_, rms_norm, rms_norm_reference
+from paragone.ops.paged import (
+    dequantize_rows,
+    paged_attention,
+    quantize_rows,
+    read_slots,
+    row_shape,
+    write_slots,
+)
 from paragone.ops.rope import rotate_, rotate_reference
 from paragone.quant.rtn import quantize_int4, quantize_int8
 
@@ -169,6 +177,68 @@ def test_decode_attention(heads, slots):
     want = attention_reference(q.double(), k.double(), v.double(), E**-0.5, seen)
     got = attention(q, k, v, E**-0.5)
     assert (got.double() - want).abs().max() <= 1.01 * STEP * want.abs().max() + 1e-5
+
+
+@pytest.mark.parametrize("extra", ["plain", "softcap", "bias"])
+@pytest.mark.parametrize("eight_bit", [False, True])
+@pytest.mark.parametrize("heads", [(9, 3, 64), (4, 1, 256), (6, 6, 10), (8, 2, 80), (14, 2, 16)], ids=str)
+def test_paged_attention(heads, eight_bit, extra):
+    """Sequences of several lengths and windows, in blocks that lie anywhere, against float64."""
+    H, K, E = heads
+    lasts = [1, 2, 5, 37, 256, 257, 600]
+    firsts = [0, 0, 3, 0, 17, 0, 555]
+    size, count = 8, len(lasts)
+    width = -(-max(lasts) // size)
+    tables = torch.randperm(count * width).int().view(count, width)
+    kv = torch.randn(count, width * size, 2 * K, E).bfloat16()
+    length, dtype = row_shape(E, torch.bfloat16, eight_bit=eight_bit)
+    cache = torch.empty(count * width, 2 * K, size, length, dtype=dtype)
+    for table, rows, last in zip(tables, kv, lasts, strict=True):
+        slots = table[torch.arange(last) // size].long() * size + torch.arange(last) % size
+        write_slots(cache, slots, rows[:last])
+        kept = read_slots(cache, table.long(), 0, last, torch.bfloat16)[0].transpose(0, 1)
+        if eight_bit:
+            assert torch.equal(kept, dequantize_rows(quantize_rows(rows[:last]), torch.bfloat16))
+        else:
+            assert torch.equal(kept, rows[:last])
+    q = (3 * torch.randn(count, H + 2 * K, E)).bfloat16()[:, :H]
+    softcap = 5.0 if extra == "softcap" else None
+    bias = torch.randn(H, max(lasts)) if extra == "bias" else None
+    seen = tables, torch.tensor(firsts).int(), torch.tensor(lasts).int()
+    got = paged_attention(q, cache, *seen, E**-0.5, softcap, bias)
+    for n, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+        slots = read_slots(cache, tables[n].long(), first, last, torch.float64).double()
+        allowed = visible(1, last - first, None, q.device)
+        mine = None if bias is None else bias[None, :, first:last].double()
+        k, v = slots.chunk(2, dim=1)
+        want = attention_reference(q[n : n + 1, None].double(), k, v, E**-0.5, allowed, softcap, mine)[0, 0]
+        assert (got[n].double() - want).abs().max() <= 1.01 * STEP * want.abs().max() + 1e-5
+
+
+def test_eight_bit_rows_hold_what_they_can():
+    x = torch.randn(50, 3, 64) * torch.logspace(-8, 8, 50)[:, None, None]
+    x[0] = 0.0
+    for rows in (x, x.bfloat16()):
+        back = dequantize_rows(quantize_rows(rows), torch.float32)
+        worst = (back - rows.float()).abs().amax(-1) / rows.float().abs().amax(-1).clamp_min(1e-30)
+        assert worst.max() <= 0.5 / 127 * 1.01 + 2**-8
+        assert torch.equal(back[0], torch.zeros(3, 64))
+
+
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("shape", [(5, 32), (100, 96), (33, 576)], ids=str)
+def test_products_do_not_depend_on_neighbours(form, shape):
+    """What the deterministic mode stands on: a row's result is the same to the bit among any others."""
+    N, D = shape
+    weight = torch.randn(N, D)
+    part = {"bf16": lambda w: (w.bfloat16(), None), "int8": quantize_int8, "int4": quantize_int4}[form](
+        weight
+    )
+    matrix = ops.kernel_matrix(form, [part], D, None)
+    x = torch.randn(70, D).bfloat16()
+    whole = matrix.multiply_unrounded(x)
+    for first, last in ((0, 1), (3, 5), (7, 11), (20, 37), (1, 70)):
+        assert torch.equal(matrix.multiply_unrounded(x[first:last]), whole[first:last])
 
 
 def test_what_is_not_a_number_stays_so():

@@ -23,6 +23,7 @@ COMMANDS = {
     "pull": ("paragone.cli.pull", "Download a model."),
     "rm": ("paragone.cli.rm", "Delete a downloaded model."),
     "runs": ("paragone.cli.runs", "List earlier comparisons, show one, compare with one."),
+    "selftest": ("paragone.cli.selftest", "Prove on this machine what is promised."),
 }
 
 

@@ -13,13 +13,16 @@ CACHE_SHARE = 0.25  # of the memory that is free, for keys and values, where not
 @dataclass(frozen=True)
 class EngineConfig:
     """How much is done at once. `kv_cache_bytes` None: a quarter of the memory that is free, at most what
-    `max_num_seqs` full contexts need."""
+    `max_num_seqs` full contexts need. `deterministic`: tokens and log-probabilities of an answer are the same
+    to the bit, whatever runs beside it, however it is cut, in any order and on any number of threads."""
 
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     block_size: int = 16
     kv_cache_bytes: int | None = None
+    kv_cache_bits: int = 16  # or 8: half the memory, at a small loss; 16 is whatever type the model runs in
     find_prefixes: bool = True
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Raises UsageError naming the field that is out of bounds."""
@@ -27,6 +30,8 @@ class EngineConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 20:
                 raise UsageError(f"{name} is {value!r}, not a whole number from 1 to {1 << 20}")
+        if self.kv_cache_bits not in (8, 16):
+            raise UsageError(f"kv_cache_bits is {self.kv_cache_bits!r}, not 8 or 16")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ def num_blocks(decoder: Decoder, config: EngineConfig) -> list[int]:
     every sequence that runs. Raises UsageError where the memory does not hold two."""
     spec, size = decoder.spec, config.block_size
     reaches = reaches_of(spec)
-    each = [block_bytes(spec, reach, size, decoder.dtype.itemsize) for reach in reaches]
+    eight_bit = config.kv_cache_bits == 8
+    each = [block_bytes(spec, reach, size, decoder.dtype, eight_bit=eight_bit) for reach in reaches]
     budget = config.kv_cache_bytes
     if budget is None:
         budget = int(CACHE_SHARE * available_memory_bytes())

@@ -39,7 +39,7 @@ class Engine:
         counts = num_blocks(decoder, config)
         self.blocks = BlockManager(reaches, counts, config.block_size, find_prefixes=config.find_prefixes)
         self.scheduler = Scheduler(self.blocks, config.max_num_seqs, config.max_num_batched_tokens)
-        self.runner = ModelRunner(decoder, counts, config.block_size)
+        self.runner = ModelRunner(decoder, config, counts)
         self.stats: StepStats | None = None
         self.on_step: Callable[[StepStats], None] | None = None
         self._answers: dict[int, Answer] = {}  # by their sequence's number

@@ -1,13 +1,18 @@
 """Computes what the scheduler has decided, and decides nothing."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
+from paragone.engine.config import EngineConfig
 from paragone.engine.request import TokenLogprobs
 from paragone.engine.sampler import token_logprobs
 from paragone.engine.scheduler import Batch, Scheduled
+from paragone.errors import BadConfiguration
 from paragone.model.decoder import Decoder
 from paragone.model.paged import PagedCache, PagedStep, Part
+from paragone.ops.choose import Implementation, describe_kernels, has_kernels, implementation
 
 LOGITS_ROWS = 128  # positions of a prompt whose logits are held at once
 
@@ -15,9 +20,20 @@ LOGITS_ROWS = 128  # positions of a prompt whose logits are held at once
 class ModelRunner:
     """A decoder with its cache in blocks."""
 
-    def __init__(self, decoder: Decoder, num_blocks: list[int], block_size: int) -> None:
+    def __init__(self, decoder: Decoder, config: EngineConfig, num_blocks: list[int]) -> None:
+        """Raises BadConfiguration where the deterministic mode is asked for and cannot be kept."""
         self.decoder = decoder
-        self.cache = PagedCache(decoder.spec, num_blocks, block_size, decoder.dtype, decoder.device)
+        self.forms: Implementation | None = None  # of operations; None leaves it to them
+        if config.deterministic:
+            _check_deterministic(decoder)
+            self.forms = "deterministic"
+        eight_bit = config.kv_cache_bits == 8
+        self.cache = PagedCache(
+            decoder.spec, num_blocks, config.block_size, decoder.dtype, decoder.device, eight_bit=eight_bit
+        )
+
+    def _chosen_forms(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.forms is None else implementation(self.forms)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -32,10 +48,13 @@ class ModelRunner:
             ids += text[part.start : end]
             ids += part.draft
             wanted += range(len(ids) - part.num_logits, len(ids))
-        memory = PagedStep(self.cache, [Part(p.start, p.count, p.sequence.slots.tables) for p in scheduled])
+        parts = [Part(p.start, p.count, p.sequence.slots.tables) for p in scheduled]
         ids_1N = torch.tensor([ids], device=decoder.device)
-        hidden = decoder.run(ids_1N, self._cos_sin(memory.positions, scheduled), memory.positions, memory)[0]
-        return hidden, decoder.logits(hidden if len(wanted) == len(ids) else hidden[wanted])
+        with self._chosen_forms():
+            memory = PagedStep(self.cache, parts)
+            cos_sin = self._cos_sin(memory.positions, scheduled)
+            hidden = decoder.run(ids_1N, cos_sin, memory.positions, memory)[0]
+            return hidden, decoder.logits(hidden if len(wanted) == len(ids) else hidden[wanted])
 
     @torch.inference_mode()
     def logprobs(self, hidden_ND: Tensor, next_ids: list[int], top: int) -> list[TokenLogprobs]:
@@ -43,7 +62,8 @@ class ModelRunner:
         entries = []
         for at in range(0, len(next_ids), LOGITS_ROWS):
             run = next_ids[at : at + LOGITS_ROWS]
-            logits = self.decoder.logits(hidden_ND[at : at + len(run)]).float().cpu()
+            with self._chosen_forms():
+                logits = self.decoder.logits(hidden_ND[at : at + len(run)]).float().cpu()
             entries += [token_logprobs(row, token, top) for row, token in zip(logits, run, strict=True)]
         return entries
 
@@ -63,3 +83,17 @@ class ModelRunner:
             cos, sin = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
             out.append((cos, sin))
         return out
+
+
+def _check_deterministic(decoder: Decoder) -> None:
+    """What PyTorch multiplies depends on how many rows there are; only the kernels' products do not."""
+    if not has_kernels():
+        raise BadConfiguration(
+            f"the deterministic mode needs the compiled kernels; here: {describe_kernels()}"
+        )
+    linears = [linear for block in decoder.blocks for linear in block.linears()] + [decoder.head]
+    if any(linear.kernel is None for linear in linears):
+        raise BadConfiguration(
+            "the deterministic mode needs bf16, int8 or int4 on the CPU: "
+            f"this model computes in {str(decoder.dtype).removeprefix('torch.')} on {decoder.device}"
+        )

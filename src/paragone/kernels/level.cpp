@@ -1,4 +1,5 @@
 // Compiled once for every instruction level, which the build names in PARAGONE_LEVEL and PARAGONE_TABLE.
+#include "attention.h"
 #include "linear.h"
 #include "rowwise.h"
 
@@ -15,4 +16,5 @@ const Kernels PARAGONE_TABLE = {
     PARAGONE_LEVEL::rotate,
     PARAGONE_LEVEL::gated,
     PARAGONE_LEVEL::attend,
+    PARAGONE_LEVEL::quantize,
 };

@@ -171,46 +171,71 @@ struct Seen {
     long first, count;
 };
 
+constexpr long RUN = 256;  // slots that one task looks at
+
 // One query token of each of B sequences, q (B, H, E) with a stride between sequences; out (B, H, E). find(b, k)
-// says which slots a sequence's head k sees, at most `longest` of them.
+// says which slots a sequence's head k sees, at most `longest` of them. What comes out of a query depends on
+// nothing but itself and its slots.
 template <class Find>
 void attend_all(uintptr_t q_at, uintptr_t out_at, float scale, long B, long H, long K, long E, long q_stride,
-                long longest, Find find) {
-    const long RUN = 256;  // slots that one task looks at
-    long group = H / K, runs = (longest + RUN - 1) / RUN, tasks = B * K * runs;
-    long each = group * (E + RUN + E + 2);
+                long longest, Scoring scoring, Find find) {
+    long group = H / K, runs = (longest + RUN - 1) / RUN, each = group * (E + 2);
     thread_local std::vector<float> room;
-    room.resize(tasks * each);
-    float* base = room.data();
-#if defined(_OPENMP)
-#pragma omp parallel for schedule(dynamic, 2) if (tasks > 1 && B * K * longest * E * 4 > 16384)
-#endif
-    for (long task = 0; task < tasks; task++) {
-        long run = task % runs, k = task / runs % K, b = task / runs / K;
-        Seen seen = find(b, k);
-        if (run * RUN >= seen.count) continue;
-        float *query = base + task * each, *sums = query + group * E, *largest = sums + group * E;
-        float *total = largest + group, *scores = total + group;
-        best.widen((const uint16_t*)q_at + b * q_stride + k * group * E, query, group * E);
-        for (long i = 0; i < group * E; i++) query[i] *= scale;
-        best.attend(query, group, seen.slots, seen.first + run * RUN, std::min(RUN, seen.count - run * RUN), E,
-                    scores, sums, largest, total);
-    }
-    for (long head = 0; head < B * K; head++) {
-        long mine = (find(head / K, head % K).count + RUN - 1) / RUN;
+    if (runs > 1) room.resize(B * K * runs * each);
+    float* parts = room.data();  // of every task: sums, the largest score and the sum of exponentials
+    auto finish = [&](long head, float* sums, const float* totals) {
         for (long h = 0; h < group; h++) {
-            float *first = base + head * runs * each, top = first[2 * group * E + h];
-            for (long run = 1; run < mine; run++) top = std::max(top, first[run * each + 2 * group * E + h]);
-            float whole = 0, *sums = first + h * E;  // the query's place is free now
-            for (long run = 0; run < mine; run++) {
-                const float* part = first + run * each;
-                float share = std::exp(part[2 * group * E + h] - top);
-                whole += share * part[2 * group * E + group + h];
-                for (long e = 0; e < E; e++)
-                    sums[e] = (run ? sums[e] : 0.0f) + share * part[(group + h) * E + e];
+            float inverse = 1.0f / totals[h];
+            for (long e = 0; e < E; e++) sums[h * E + e] *= inverse;
+        }
+        best.narrow(sums, nullptr, (uint16_t*)out_at + head * group * E, group * E);
+    };
+    bool worth = B * K * longest * E * 4 > 16384;
+#if defined(_OPENMP)
+#pragma omp parallel if (worth)
+#endif
+    {
+        std::vector<float> own(group * (2 * E + 2) + 4 * RUN);
+        float *query = own.data(), *sums = query + group * E, *scores = sums + each;
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 2)
+#endif
+        for (long task = 0; task < B * K * runs; task++) {
+            long run = task % runs, head = task / runs, k = head % K, b = head / K;
+            Seen seen = find(b, k);
+            if (run * RUN >= seen.count) continue;
+            float* to = seen.count > RUN ? parts + task * each : sums;
+            best.widen((const uint16_t*)q_at + b * q_stride + k * group * E, query, group * E);
+            for (long i = 0; i < group * E; i++) query[i] *= scale;
+            Scoring mine = scoring;
+            if (mine.bias) mine.bias += k * group * mine.stride;
+            float *largest = to + group * E, *totals = largest + group;
+            best.attend(query, group, seen.slots, seen.first + run * RUN, std::min(RUN, seen.count - run * RUN), E,
+                        mine, scores, to, largest, totals);
+            if (seen.count <= RUN) finish(head, sums, totals);
+        }
+        if (runs > 1) {
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+            for (long head = 0; head < B * K; head++) {
+                long mine = (find(head / K, head % K).count + RUN - 1) / RUN;
+                if (mine < 2) continue;
+                float* first = parts + head * runs * each;
+                for (long h = 0; h < group; h++) {
+                    float top = first[group * E + h], whole = 0;
+                    for (long run = 1; run < mine; run++) top = std::max(top, first[run * each + group * E + h]);
+                    for (long run = 0; run < mine; run++) {
+                        float* part = first + run * each;
+                        float share = std::exp(part[group * E + h] - top);
+                        whole += share * part[group * E + group + h];
+                        for (long e = 0; e < E; e++)
+                            sums[h * E + e] = (run ? sums[h * E + e] : 0.0f) + share * part[h * E + e];
+                    }
+                    sums[group * E + h] = whole;
+                }
+                finish(head, sums, sums + group * E);
             }
-            for (long e = 0; e < E; e++) sums[e] /= whole;
-            best.narrow(sums, nullptr, (uint16_t*)out_at + (head * group + h) * E, E);
         }
     }
 }
@@ -218,36 +243,47 @@ void attend_all(uintptr_t q_at, uintptr_t out_at, float scale, long B, long H, l
 // Over slots [0, S) that lie in a run.
 void decode_attention(uintptr_t q, uintptr_t keys, uintptr_t values, uintptr_t out, float scale, long B, long H,
                       long K, long E, long S, long q_stride, long sequence_stride, long head_stride) {
-    attend_all(q, out, scale, B, H, K, E, q_stride, S, [&](long b, long k) {
-        long at = b * sequence_stride + k * head_stride;
-        return Seen{{(const uint16_t*)keys + at, (const uint16_t*)values + at, nullptr, 0, 0}, 0, S};
+    attend_all(q, out, scale, B, H, K, E, q_stride, S, {0, nullptr, 0}, [&](long b, long k) {
+        long at = 2 * (b * sequence_stride + k * head_stride);
+        return Seen{{(const uint8_t*)keys + at, (const uint8_t*)values + at, nullptr, 0, 0, 2 * E, false}, 0, S};
     });
 }
 
-// Over slots [first, last) of each sequence, in blocks: cache (blocks, 2 K, block_size, E), the keys' heads
-// first; tables (B, width), firsts and lasts (B) are int32.
+// Bytes of one slot of one head.
+long row_bytes(long E, bool eight_bit) { return eight_bit ? E + 2 : 2 * E; }
+
+// Over slots [first, last) of each sequence, in blocks: cache (blocks, 2 K, block_size, row), the keys' heads
+// first; tables (B, width), firsts and lasts (B) are int32; bias (H, bias_stride) float or 0.
 void paged_attention(uintptr_t q, uintptr_t cache, uintptr_t out, float scale, long B, long H, long K, long E,
-                     long block_size, uintptr_t tables, long width, uintptr_t firsts, uintptr_t lasts,
-                     long q_stride) {
+                     long block_size, bool eight_bit, uintptr_t tables, long width, uintptr_t firsts,
+                     uintptr_t lasts, long q_stride, float softcap, uintptr_t bias, long bias_stride) {
     const int32_t *first = (const int32_t*)firsts, *last = (const int32_t*)lasts;
-    long longest = 0, head = block_size * E;
+    long longest = 0, row = row_bytes(E, eight_bit), head = block_size * row;
     for (long b = 0; b < B; b++) longest = std::max<long>(longest, last[b] - first[b]);
-    attend_all(q, out, scale, B, H, K, E, q_stride, longest, [&](long b, long k) {
-        const uint16_t* keys = (const uint16_t*)cache + k * head;
+    Scoring scoring{softcap, (const float*)bias, bias_stride};
+    attend_all(q, out, scale, B, H, K, E, q_stride, longest, scoring, [&](long b, long k) {
+        const uint8_t* keys = (const uint8_t*)cache + k * head;
         const int32_t* table = (const int32_t*)tables + b * width;
-        return Seen{{keys, keys + K * head, table, block_size, 2 * K * head}, first[b], last[b] - first[b]};
+        return Seen{{keys, keys + K * head, table, block_size, 2 * K * head, row, eight_bit},
+                    first[b],
+                    last[b] - first[b]};
     });
 }
 
 // Puts the keys and values of N tokens, kv (N, 2 K, E) with a stride between tokens, into their slots.
 void cache_write(uintptr_t kv, uintptr_t cache, uintptr_t slots_at, long N, long heads, long E, long block_size,
-                 long stride) {
+                 bool eight_bit, long stride) {
     const int64_t* slots = (const int64_t*)slots_at;
-    for (long n = 0; n < N; n++) {
-        uint16_t* to = (uint16_t*)cache + slots[n] / block_size * heads * block_size * E + slots[n] % block_size * E;
-        const uint16_t* from = (const uint16_t*)kv + n * stride;
-        for (long h = 0; h < heads; h++) std::memcpy(to + h * block_size * E, from + h * E, E * 2);
-    }
+    long row = row_bytes(E, eight_bit);
+    parallel(N, N * heads * E * 4, [&](long n) {
+        long block = slots[n] / block_size, in = slots[n] % block_size;
+        for (long h = 0; h < heads; h++) {
+            uint8_t* to = (uint8_t*)cache + ((block * heads + h) * block_size + in) * row;
+            const uint16_t* from = (const uint16_t*)kv + n * stride + h * E;
+            if (eight_bit) best.quantize(from, E, (int8_t*)to);
+            else std::memcpy(to, from, row);
+        }
+    });
 }
 
 }  // namespace

@@ -19,12 +19,22 @@ struct Rows {
 
 constexpr long GROUP = 32;
 
-// Where one head's slots lie: in blocks of `size`, slot s in block table[s / size], and the blocks `stride`
-// apart; or, without a table, in one run.
+// Where one head's slots lie, `row` bytes each: in blocks of `size`, slot s in block table[s / size], and the
+// blocks `stride` bytes apart; or, without a table, in one run. A slot is E numbers in bfloat16, or E int8 codes
+// and a bfloat16 scale behind them.
 struct Slots {
-    const uint16_t *keys, *values;
+    const uint8_t *keys, *values;
     const int32_t* table;
-    long size, stride;
+    long size, stride, row;
+    bool eight_bit;
+};
+
+// What is done to scores: capped by softcap * tanh(score / softcap) unless that is 0; then, of query h and slot s,
+// bias[h * stride + s] is added unless there is none.
+struct Scoring {
+    float softcap;
+    const float* bias;
+    long stride;
 };
 
 struct Kernels {
@@ -45,9 +55,11 @@ struct Kernels {
     // y = act(gate) * up for one row; 0: SiLU, 1: GELU by tanh.
     void (*gated)(const uint16_t* gate, const uint16_t* up, int activation, long n, uint16_t* y);
     // `group` queries (group, E) float, already scaled, over slots [first, first + S) of one head: unnormalised
-    // sums of values (group, E), the largest score and the sum of exponentials of each query. scores: (group, S).
-    void (*attend)(const float* q, long group, Slots slots, long first, long S, long E, float* scores, float* out,
-                   float* largest, float* total);
+    // sums of values (group, E), the largest score and the sum of exponentials of each query. scores: (4, S).
+    void (*attend)(const float* q, long group, const Slots& slots, long first, long S, long E, Scoring scoring,
+                   float* scores, float* out, float* largest, float* total);
+    // E numbers in bfloat16 to an eight-bit slot.
+    void (*quantize)(const uint16_t* x, long E, int8_t* row);
 };
 
 extern const Kernels KERNELS_BASE;

@@ -13,6 +13,9 @@
 #else
 #define PARAGONE_LANES 4
 #endif
+#if PARAGONE_LANES > 4
+#include <immintrin.h>
+#endif
 #define PARAGONE_INLINE static inline __attribute__((always_inline))
 
 namespace PARAGONE_LEVEL {
@@ -38,9 +41,15 @@ PARAGONE_INLINE void store(float* p, VF v) { std::memcpy(p, &v, sizeof v); }
 
 // bfloat16 is the upper half of a float.
 PARAGONE_INLINE VF load(const uint16_t* p) {
+#if PARAGONE_LANES == 16  // compilers make five instructions of what is one
+    return (VF)((VU)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)) << 16);
+#elif PARAGONE_LANES == 8
+    return (VF)((VU)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
+#else
     VH h;
     std::memcpy(&h, p, sizeof h);
     return (VF)(__builtin_convertvector(h, VU) << 16);
+#endif
 }
 
 PARAGONE_INLINE float widen(uint16_t h) {
@@ -67,16 +76,28 @@ PARAGONE_INLINE void store(uint16_t* p, VF v) {
 }
 
 PARAGONE_INLINE VF load(const int8_t* p) {
+#if PARAGONE_LANES == 16
+    return (VF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif PARAGONE_LANES == 8
+    return (VF)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
     VB b;
     std::memcpy(&b, p, sizeof b);
     // One step at a time: compilers make single instructions of doublings only.
     return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(b, VS), VI), VF);
+#endif
 }
 
 PARAGONE_INLINE VI load_bytes(const uint8_t* p) {
+#if PARAGONE_LANES == 16
+    return (VI)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif PARAGONE_LANES == 8
+    return (VI)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
     VC b;
     std::memcpy(&b, p, sizeof b);
     return (VI)__builtin_convertvector(__builtin_convertvector(b, VH), VU);
+#endif
 }
 
 PARAGONE_INLINE float sum(VF v) {
@@ -87,6 +108,36 @@ PARAGONE_INLINE float sum(VF v) {
     v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
 #endif
     return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+// The sums of four vectors at once, for far fewer steps than one after another.
+PARAGONE_INLINE void sum4(VF a, VF b, VF c, VF d, float* out) {
+#if PARAGONE_LANES == 16
+#define PARAGONE_LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define PARAGONE_HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define PARAGONE_LOW2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define PARAGONE_HIGH2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#elif PARAGONE_LANES == 8
+#define PARAGONE_LOW 0, 8, 1, 9, 4, 12, 5, 13
+#define PARAGONE_HIGH 2, 10, 3, 11, 6, 14, 7, 15
+#define PARAGONE_LOW2 0, 1, 8, 9, 4, 5, 12, 13
+#define PARAGONE_HIGH2 2, 3, 10, 11, 6, 7, 14, 15
+#else
+#define PARAGONE_LOW 0, 4, 1, 5
+#define PARAGONE_HIGH 2, 6, 3, 7
+#define PARAGONE_LOW2 0, 1, 4, 5
+#define PARAGONE_HIGH2 2, 3, 6, 7
+#endif
+    VF ab = __builtin_shufflevector(a, b, PARAGONE_LOW) + __builtin_shufflevector(a, b, PARAGONE_HIGH);
+    VF cd = __builtin_shufflevector(c, d, PARAGONE_LOW) + __builtin_shufflevector(c, d, PARAGONE_HIGH);
+    VF all = __builtin_shufflevector(ab, cd, PARAGONE_LOW2) + __builtin_shufflevector(ab, cd, PARAGONE_HIGH2);
+#if PARAGONE_LANES == 16
+    all += __builtin_shufflevector(all, all, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    all += __builtin_shufflevector(all, all, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+#elif PARAGONE_LANES == 8
+    all += __builtin_shufflevector(all, all, 4, 5, 6, 7, 0, 1, 2, 3);
+#endif
+    std::memcpy(out, &all, 16);
 }
 
 PARAGONE_INLINE VF select(VI mask, VF a, VF b) { return (VF)(((VI)a & mask) | ((VI)b & ~mask)); }

@@ -15,12 +15,14 @@ from paragone.model.attention import make_view
 from paragone.model.position import alibi_bias, alibi_slopes
 from paragone.model.spec import ModelSpec
 from paragone.ops.attention import attention
-from paragone.ops.paged import paged_attention, read_slots, write_slots
+from paragone.ops.choose import is_deterministic
+from paragone.ops.paged import paged_attention, read_slots, row_shape, write_slots
 
 
 class PagedCache:
-    """For each layer (blocks, 2K, block_size, E), the keys' heads first. Layers of one reach share their
-    block numbers: `reaches` names them in the order of the tables, `pool_of` says which a layer has."""
+    """For each layer (blocks, 2K, block_size, R), the keys' heads first; R is E numbers, or a row in eight
+    bits. Layers of one reach share their block numbers: `reaches` names them in the order of the tables,
+    `pool_of` says which a layer has."""
 
     def __init__(
         self,
@@ -29,14 +31,17 @@ class PagedCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        eight_bit: bool = False,
     ) -> None:
         self.spec, self.block_size, self.dtype, self.device = spec, block_size, dtype, device
         self.reaches = reaches_of(spec)
         self.pool_of = [self.reaches.index(spec.reach(layer)) for layer in spec.layers]
-        shape = 2 * spec.num_key_value_heads, block_size, spec.head_dim
+        width, row_type = row_shape(spec.head_dim, dtype, eight_bit=eight_bit)
+        shape = 2 * spec.num_key_value_heads, block_size, width
         # Not touched before it is used: the system gives memory block by block.
         self.layers = [
-            torch.empty((num_blocks[pool], *shape), dtype=dtype, device=device) for pool in self.pool_of
+            torch.empty((num_blocks[pool], *shape), dtype=row_type, device=device) for pool in self.pool_of
         ]
 
     @property
@@ -49,10 +54,13 @@ def reaches_of(spec: ModelSpec) -> list[int | None]:
     return sorted({spec.reach(layer) for layer in spec.layers}, key=lambda reach: (reach is not None, reach))
 
 
-def block_bytes(spec: ModelSpec, reach: int | None, block_size: int, bytes_per_number: int) -> int:
+def block_bytes(
+    spec: ModelSpec, reach: int | None, block_size: int, dtype: torch.dtype, *, eight_bit: bool = False
+) -> int:
     """Bytes of one block in all layers of a reach."""
     layers = sum(spec.reach(layer) == reach for layer in spec.layers)
-    return 2 * layers * spec.num_key_value_heads * spec.head_dim * block_size * bytes_per_number
+    width, row_type = row_shape(spec.head_dim, dtype, eight_bit=eight_bit)
+    return 2 * layers * spec.num_key_value_heads * block_size * width * row_type.itemsize
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,8 @@ class PagedStep:
     """The memory of one step. Parts of a single token come first."""
 
     def __init__(self, cache: PagedCache, parts: Sequence[Part]) -> None:
+        if is_deterministic():  # every token by itself: what it sees is then worked through in one way only
+            parts = [Part(p.start + i, 1, p.tables) for p in parts for i in range(p.count)]
         self.cache, self.parts = cache, parts
         self.singles = sum(part.count == 1 for part in parts)
         size, device = cache.block_size, cache.device
@@ -93,7 +103,7 @@ class PagedStep:
             self.single_tables.append(torch.from_numpy(joined).to(device))
             self.tables.append([torch.from_numpy(t).to(device) for t in arrays[self.singles :]])
             self.firsts.append(torch.from_numpy(self._firsts(cache.reaches[pool], ends)).to(device))
-        self.slopes = alibi_slopes(cache.spec.num_attention_heads) if cache.spec.alibi else None
+        self.bias = None if cache.spec.alibi is None else self._bias(cache.spec.alibi)
 
     def _firsts(self, reach: int | None, ends: NDArray[np.int32]) -> NDArray[np.int32]:
         """The first slot that each single token sees."""
@@ -111,10 +121,11 @@ class PagedStep:
         write_slots(cache, self.slots[pool], kv_BTJE[0])
         outs = []
         if singles:
-            biases = [self._bias(int(last)) for last in self.lasts] if self.slopes is not None else None
             tables, firsts = self.single_tables[pool], self.firsts[pool]
             q = q_BTHE[0, :singles]
-            outs.append(paged_attention(q, cache, tables, firsts, self.lasts, scale, softcap, biases)[None])
+            outs.append(
+                paged_attention(q, cache, tables, firsts, self.lasts, scale, softcap, self.bias)[None]
+            )
         row = singles
         kind = self.cache.spec.layers[layer].attention
         for part, table in zip(self.parts[singles:], self.tables[pool], strict=True):
@@ -122,17 +133,16 @@ class PagedStep:
             chunk = self.cache.spec.attention_chunk if kind == "chunked" else None
             view = make_view(part.start, part.count, window, None, chunk, q_BTHE.device)
             end = part.start + part.count
-            k, v = read_slots(cache, table, view.first, end).chunk(2, dim=1)
-            bias = self._bias(end) if self.slopes is not None else None
+            k, v = read_slots(cache, table, view.first, end, q_BTHE.dtype).chunk(2, dim=1)
+            bias = None if self.bias is None else self.bias[None, :, view.first : end].to(q_BTHE.dtype)
             q = q_BTHE[:, row : row + part.count]
             outs.append(attention(q, k, v, scale, view.window, view.allowed, softcap, bias))
             row += part.count
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
-    def _bias(self, end: int) -> Tensor:
-        """ALiBi's for slots [0, end)."""
-        spec = self.cache.spec
-        assert self.slopes is not None and spec.alibi is not None  # noqa: S101, PT018 -- asked before
-        slots = torch.arange(end, device=self.cache.device)[None]
-        slopes = self.slopes.to(self.cache.device)
-        return alibi_bias(spec.alibi, slopes, slots, spec.attention_scale, self.cache.dtype)
+    def _bias(self, alibi: str) -> Tensor:
+        """ALiBi's (H, S), for as many slots as any part has."""
+        spec, cache = self.cache.spec, self.cache
+        slots = torch.arange(max(part.start + part.count for part in self.parts), device=cache.device)[None]
+        slopes = alibi_slopes(spec.num_attention_heads).to(cache.device)
+        return alibi_bias(alibi, slopes, slots, spec.attention_scale, cache.dtype)[0].float()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from paragone.errors import UsageError
 from paragone.kernels import native
 
-Implementation = Literal["auto", "torch", "reference"]
-IMPLEMENTATIONS = ("auto", "torch", "reference")
+Implementation = Literal["auto", "torch", "reference", "deterministic"]
+IMPLEMENTATIONS = ("auto", "torch", "reference")  # that the environment may name
 
 
 def _from_environment() -> Implementation:
@@ -22,42 +23,53 @@ def _from_environment() -> Implementation:
     return value  # type: ignore[return-value]
 
 
-_current: Implementation = _from_environment()
+class _Current(threading.local):
+    """Each thread's own choice: engines of several kinds may step at the same time."""
+
+    which: Implementation = _from_environment()
+
+
+_current = _Current()
 
 
 def use_fast() -> bool:
     """Whether fast forms may be chosen now."""
-    return _current != "reference"
+    return _current.which != "reference"
+
+
+def is_deterministic() -> bool:
+    """Whether only forms may be chosen whose result for a token is the same whatever is computed beside it.
+    The kernels' are."""
+    return _current.which == "deterministic"
 
 
 def has_kernels() -> bool:
     """Whether compiled kernels may be chosen now."""
-    return native is not None and _current == "auto"
+    return native is not None and _current.which in ("auto", "deterministic")
 
 
 def kernels_for(x: Tensor) -> Any:
     """The compiled kernels, or None where they do not take such a tensor: they compute in bfloat16, on the
     CPU, and know no gradients."""
-    if _current != "auto" or x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.is_grad_enabled():
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.is_grad_enabled():
         return None
-    return native
+    return native if _current.which in ("auto", "deterministic") else None
 
 
 def describe_kernels() -> str:
     """The instruction level that the kernels use here, or why there are none."""
     if native is None:
         return "none (not compiled; PyTorch alone, slower)"
-    if _current != "auto":
-        return f"none (PARAGONE_OPS={_current})"
+    if _current.which != "auto":
+        return f"none (PARAGONE_OPS={_current.which})"
     return str(native.level) if native.has_threads else f"{native.level}, one thread (built without OpenMP)"
 
 
 @contextlib.contextmanager
 def implementation(which: Implementation) -> Iterator[None]:
-    """Within the context every operation runs in the form that `which` names."""
-    global _current  # noqa: PLW0603 -- the one switch, for tests and for hunting differences
-    before, _current = _current, which
+    """Within the context every operation of this thread runs in the form that `which` names."""
+    before, _current.which = _current.which, which
     try:
         yield
     finally:
-        _current = before
+        _current.which = before

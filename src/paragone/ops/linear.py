@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paragone.kernels import native
-from paragone.ops.choose import has_kernels, kernels_for, use_fast
+from paragone.ops.choose import has_kernels, is_deterministic, kernels_for, use_fast
 
 GROUP = 32  # inputs that share a scale in int4; GGUF's 4-bit types use the same
 # Up to here a product is bound by reading the weight, which the kernels do best; beyond, by arithmetic.
@@ -41,16 +41,18 @@ class KernelMatrix:
 
     def takes(self, x: Tensor) -> bool:
         """Whether this product is bound by reading the weight, and x one that the kernel takes."""
-        return x.numel() <= self.most and kernels_for(x) is not None and x.is_contiguous()
+        return (x.numel() <= self.most or is_deterministic()) and kernels_for(x) is not None
 
     def multiply(self, x: Tensor) -> Tensor:
         """x @ weight.T + bias. Needs `takes`."""
+        x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.num_rows)
         self.matrix.multiply(x.data_ptr(), y.data_ptr(), x.numel() // self.width, False)
         return y
 
     def multiply_unrounded(self, x: Tensor) -> Tensor:
         """The same in float32, for a weight without bias."""
+        x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.num_rows, dtype=torch.float32)
         self.matrix.multiply(x.data_ptr(), y.data_ptr(), x.numel() // self.width, True)
         return y

@@ -1,0 +1,117 @@
+"""Proves on the user's machine what is promised of an engine."""
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from paragone.engine.config import EngineConfig
+from paragone.engine.engine import Engine
+from paragone.engine.model import Model
+from paragone.engine.params import SamplingParams
+from paragone.engine.request import Completion, Request
+from paragone.model.paged import block_bytes, reaches_of
+
+STRICT = EngineConfig(deterministic=True)
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was done to the requests, and how many of their answers were the same to the bit as alone."""
+
+    what: str
+    same: int
+    answers: int
+
+
+def workload(model: Model, count: int = 8, seed: int = 0) -> list[Request]:
+    """Prompts of 8 to 180 tokens, half of them with the same beginning, half of them greedy."""
+    rng = random.Random(seed)  # noqa: S311 -- a workload, no secret
+    vocabulary = model.decoder.spec.vocab_size
+    longest = min(180, model.context // 2)
+    shared = [rng.randrange(vocabulary) for _ in range(longest // 3)]
+    out = []
+    for n in range(count):
+        own = [rng.randrange(vocabulary) for _ in range(rng.randrange(8, longest - len(shared)))]
+        params = SamplingParams(
+            max_tokens=12, temperature=(0.0, 0.8)[n % 2], top_p=0.95, seed=n, ignore_eos=True, logprobs=4
+        )
+        out.append(Request((shared if n % 4 < 2 else []) + own, params))
+    return out
+
+
+def determinism(model: Model) -> Iterator[Finding]:
+    """Everything that must not change an answer in the deterministic mode, one after another."""
+    asked = workload(model)
+    alone = [_run(model, STRICT, [request])[0] for request in asked]
+
+    def compare(what: str, got: list[tuple[Any, Any]]) -> Finding:
+        return Finding(what, sum(a == b for a, b in zip(got, alone, strict=True)), len(asked))
+
+    yield compare("all at once", _run(model, STRICT, asked))
+    yield compare("in the opposite order", _run(model, STRICT, asked[::-1])[::-1])
+    yield compare("prompts in chunks of 7", _run(model, replace(STRICT, max_num_batched_tokens=7), asked))
+    yield compare("beginnings found in the cache", _run(model, STRICT, [*asked, *asked])[len(asked) :])
+    yield compare("preempted", _run(model, replace(STRICT, kv_cache_bytes=_little(model, asked)), asked))
+    yield compare("joining one by one", _staggered(model, asked))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if threads > 1 else 2)
+        yield compare(f"on {torch.get_num_threads()} thread(s)", _run(model, STRICT, asked))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def price(model: Model) -> float:
+    """How many times as long the same work takes in the deterministic mode: 16 prompts of 128 tokens with 32
+    tokens of answer, in turn, medians."""
+    rng = random.Random(1)  # noqa: S311
+    params = SamplingParams(max_tokens=32, ignore_eos=True)
+    asked = [
+        Request([rng.randrange(model.decoder.spec.vocab_size) for _ in range(128)], params) for _ in range(16)
+    ]
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(ROUNDS):
+        for strict, times in spent.items():
+            begin = time.perf_counter()
+            _run(model, EngineConfig(deterministic=strict), asked)
+            times.append(time.perf_counter() - begin)
+    return sorted(spent[True])[ROUNDS // 2] / sorted(spent[False])[ROUNDS // 2]
+
+
+def _seen(completion: Completion) -> tuple[Any, Any]:
+    return completion.token_ids, completion.logprobs
+
+
+def _run(model: Model, config: EngineConfig, asked: list[Request]) -> list[tuple[Any, Any]]:
+    return [_seen(done) for done in Engine(model.decoder, model.tokenizer, config).run(asked)]
+
+
+def _staggered(model: Model, asked: list[Request]) -> list[tuple[Any, Any]]:
+    """A new request every second step, and a neighbour that is aborted in between."""
+    engine = Engine(model.decoder, model.tokenizer, STRICT)
+    waiting, disturbing = list(enumerate(asked)), -1
+    places: dict[int, int] = {}
+    done: dict[int, tuple[Any, Any]] = {}
+    while len(done) < len(asked):
+        if waiting:
+            place, request = waiting.pop(0)
+            places[engine.add(request)] = place
+            engine.abort(disturbing)
+            disturbing = engine.add(asked[-1])
+        for chunk in [*engine.step(), *engine.step()]:
+            if chunk.completion is not None and chunk.index in places:
+                done[places[chunk.index]] = _seen(chunk.completion)
+    return [done[place] for place in range(len(asked))]
+
+
+def _little(model: Model, asked: list[Request]) -> int:
+    """Memory for one and a half of the longest request."""
+    spec, size = model.decoder.spec, STRICT.block_size
+    longest = max(len(request.prompt_ids) for request in asked) + 12
+    blocks = int(1.5 * longest / size) + 2
+    return blocks * sum(block_bytes(spec, reach, size, model.decoder.dtype) for reach in reaches_of(spec))

@@ -1,0 +1,189 @@
+// Attention of one query token over slots in blocks, and how slots are written.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "table.h"
+#include "vec.h"
+
+namespace PARAGONE_LEVEL {
+
+// Queries of a group that share one reading of the keys: as many sums as fit into the registers.
+constexpr int QUERIES = W == 16 ? 4 : 2;
+constexpr int TILE = 4;  // slots whose scores, or vectors of a value whose sums, are made at once
+
+// What an eight-bit slot's numbers are to be multiplied with; it lies behind them.
+PARAGONE_INLINE float scale_of(const int8_t* row, long E) {
+    uint16_t scale;
+    std::memcpy(&scale, row + E, sizeof scale);
+    return widen(scale);
+}
+PARAGONE_INLINE float scale_of(const uint16_t*, long) { return 1.0f; }
+
+PARAGONE_INLINE float number(const int8_t* p) { return *p; }
+PARAGONE_INLINE float number(const uint16_t* p) { return widen(*p); }
+
+// Where a run of neighbouring slots lies, from `at` on, and how many there are of at most `most`.
+template <class T> struct Run {
+    const uint8_t* from;
+    long row, count;
+    const T* operator[](long i) const { return (const T*)(from + i * row); }
+};
+
+template <class T> PARAGONE_INLINE Run<T> run_at(const uint8_t* base, const Slots& slots, long at, long most) {
+    if (!slots.table) return {base + at * slots.row, slots.row, most};
+    long block = at / slots.size, in = at % slots.size;
+    const uint8_t* from = base + slots.table[block] * slots.stride + in * slots.row;
+    long count = std::min(most, slots.size - in);
+    if (count < most) {  // the next block lies anywhere: fetch it while this one is worked on
+        const uint8_t* next = base + slots.table[block + 1] * slots.stride;
+        for (long i = 0; i < std::min(most - count, slots.size) * slots.row; i += 64) __builtin_prefetch(next + i);
+    }
+    return {from, slots.row, count};
+}
+
+// Scores of G queries (G, E) with N slots.
+template <class T, int G, int N>
+PARAGONE_INLINE void dots(const float* q, const T* const (&keys)[N], long E, float* scores, long stride) {
+    VF sums[G][N] = {};
+    long e = 0;
+    for (; e + W <= E; e += W)
+        for (int n = 0; n < N; n++) {
+            VF key = load(keys[n] + e);
+            for (int g = 0; g < G; g++) sums[g][n] += load(q + g * E + e) * key;
+        }
+    for (int g = 0; g < G; g++) {
+        float totals[TILE];
+        if constexpr (N == TILE) sum4(sums[g][0], sums[g][1], sums[g][2], sums[g][3], totals);
+        else totals[0] = sum(sums[g][0]);
+        for (int n = 0; n < N; n++) {
+            for (long i = e; i < E; i++) totals[n] += q[g * E + i] * number(keys[n] + i);
+            scores[g * stride + n] = totals[n] * scale_of(keys[n], E);
+        }
+    }
+}
+
+template <class T, int G>
+static void scores_of(const float* q, const Slots& slots, long first, long S, long E, float* scores) {
+    for (long s = 0; s < S;) {
+        Run<T> run = run_at<T>(slots.keys, slots, first + s, S - s);
+        long i = 0;
+        for (; i + TILE <= run.count; i += TILE) {
+            const T* keys[TILE] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
+            dots<T, G, TILE>(q, keys, E, scores + s + i, S);
+        }
+        for (; i < run.count; i++) {
+            const T* keys[1] = {run[i]};
+            dots<T, G, 1>(q, keys, E, scores + s + i, S);
+        }
+        s += run.count;
+    }
+}
+
+// Sums of N vectors of the values, from `e` on, weighted for G queries.
+template <class T, int G, int N>
+static void mix(const float* weights, const Slots& slots, long first, long S, long E, long e, float* out) {
+    VF sums[G][N] = {};
+    for (long s = 0; s < S;) {
+        Run<T> run = run_at<T>(slots.values, slots, first + s, S - s);
+        for (long i = 0; i < run.count; i++) {
+            const T* value = run[i];
+            VF parts[N];
+            for (int n = 0; n < N; n++) parts[n] = load(value + e + n * W);
+            float scale = scale_of(value, E);
+            for (int g = 0; g < G; g++) {
+                VF weight = splat(weights[g * S + s + i] * scale);
+                for (int n = 0; n < N; n++) sums[g][n] += weight * parts[n];
+            }
+        }
+        s += run.count;
+    }
+    for (int g = 0; g < G; g++)
+        for (int n = 0; n < N; n++) store(out + g * E + e + n * W, sums[g][n]);
+}
+
+template <class T, int G>
+static void values_of(const float* weights, const Slots& slots, long first, long S, long E, float* out) {
+    long e = 0;
+    for (; e + TILE * W <= E; e += TILE * W) mix<T, G, TILE>(weights, slots, first, S, E, e, out);
+    for (; e + W <= E; e += W) mix<T, G, 1>(weights, slots, first, S, E, e, out);
+    for (; e < E; e++)
+        for (int g = 0; g < G; g++) {
+            float total = 0;
+            for (long s = 0; s < S; s++) {
+                const T* value = run_at<T>(slots.values, slots, first + s, 1)[0];
+                total += weights[g * S + s] * scale_of(value, E) * number(value + e);
+            }
+            out[g * E + e] = total;
+        }
+}
+
+// Turns scores into e^(score - largest); returns their sum.
+static float exponentials(float* row, long S, float top) {
+    VF sums = {};
+    long s = 0;
+    for (; s + W <= S; s += W) {
+        VF p = exp(load(row + s) - top);
+        store(row + s, p);
+        sums += p;
+    }
+    float rest = 0;
+    for (; s < S; s++) rest += row[s] = std::exp(row[s] - top);
+    return sum(sums) + rest;
+}
+
+template <class T, int G>
+static void attend_group(const float* q, const Slots& slots, long first, long S, long E, Scoring scoring,
+                         float* scores, float* out, float* largest, float* total) {
+    scores_of<T, G>(q, slots, first, S, E, scores);
+    for (int g = 0; g < G; g++) {
+        float* row = scores + g * S;
+        if (scoring.softcap > 0)
+            for (long s = 0; s < S; s++) row[s] = std::tanh(row[s] / scoring.softcap) * scoring.softcap;
+        if (scoring.bias) {
+            const float* bias = scoring.bias + g * scoring.stride + first;
+            for (long s = 0; s < S; s++) row[s] += bias[s];
+        }
+        float top = row[0];
+        for (long s = 1; s < S; s++) top = row[s] > top ? row[s] : top;
+        largest[g] = top;
+        total[g] = exponentials(row, S, top);
+    }
+    values_of<T, G>(scores, slots, first, S, E, out);
+}
+
+template <class T>
+static void attend_all_of(const float* q, long group, const Slots& slots, long first, long S, long E,
+                          Scoring scoring, float* scores, float* out, float* largest, float* total) {
+    for (long h = 0; h < group;) {
+        long left = group - h;
+        Scoring mine = scoring;
+        if (mine.bias) mine.bias += h * mine.stride;
+        auto run = left >= 4 && QUERIES >= 4   ? attend_group<T, QUERIES>
+                   : left >= 3 && QUERIES >= 4 ? attend_group<T, QUERIES >= 4 ? 3 : 1>
+                   : left >= 2                 ? attend_group<T, 2>
+                                               : attend_group<T, 1>;
+        run(q + h * E, slots, first, S, E, mine, scores, out + h * E, largest + h, total + h);
+        h += left >= 4 && QUERIES >= 4 ? QUERIES : left >= 3 && QUERIES >= 4 ? 3 : left >= 2 ? 2 : 1;
+    }
+}
+
+static void attend(const float* q, long group, const Slots& slots, long first, long S, long E, Scoring scoring,
+                   float* scores, float* out, float* largest, float* total) {
+    auto run = slots.eight_bit ? attend_all_of<int8_t> : attend_all_of<uint16_t>;
+    run(q, group, slots, first, S, E, scoring, scores, out, largest, total);
+}
+
+// One head's keys or values of a token in eight bits: codes, and behind them the scale.
+static void quantize(const uint16_t* x, long E, int8_t* row) {
+    float most = 0;
+    for (long e = 0; e < E; e++) most = std::max(most, std::fabs(widen(x[e])));
+    uint16_t scale = narrow(most / 127.0f);
+    float inverse = scale ? 1.0f / widen(scale) : 0.0f;
+    for (long e = 0; e < E; e++)
+        row[e] = (int8_t)std::max(-127.0f, std::min(127.0f, std::nearbyint(widen(x[e]) * inverse)));
+    std::memcpy(row + E, &scale, sizeof scale);
+}
+
+}  // namespace PARAGONE_LEVEL
