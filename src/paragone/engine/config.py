@@ -14,7 +14,8 @@ CACHE_SHARE = 0.25  # of the memory that is free, for keys and values, where not
 class EngineConfig:
     """How much is done at once. `kv_cache_bytes` None: a quarter of the memory that is free, at most what
     `max_num_seqs` full contexts need. `deterministic`: tokens and log-probabilities of an answer are the same
-    to the bit, whatever runs beside it, however it is cut, in any order and on any number of threads."""
+    to the bit, whatever runs beside it, however it is cut, in any order and on any number of threads.
+    `prompt_lookup`: guesses what comes next from what came after the same words before, where that pays."""
 
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
@@ -23,6 +24,7 @@ class EngineConfig:
     kv_cache_bits: int = 16  # or 8: half the memory, at a small loss; 16 is whatever type the model runs in
     find_prefixes: bool = True
     deterministic: bool = False
+    prompt_lookup: bool = False
 
     def __post_init__(self) -> None:
         """Raises UsageError naming the field that is out of bounds."""

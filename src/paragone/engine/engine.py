@@ -21,6 +21,7 @@ from paragone.engine.request import Chunk, Completion, Request
 from paragone.engine.sampler import Sampler
 from paragone.engine.scheduler import Batch, Scheduled, Scheduler
 from paragone.engine.sequence import Sequence, Status
+from paragone.engine.speculate import MOST, DraftModel, PromptLookup, Speculation
 from paragone.errors import ContextLengthExceeded
 from paragone.model.decoder import Decoder
 from paragone.model.paged import reaches_of
@@ -31,8 +32,15 @@ from paragone.text.tokenizer import Tokenizer
 class Engine:
     """Runs requests together: they join and leave at every step. `on_step` is called after each."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
-        """Raises UsageError where the memory asked for does not hold one token's keys and values."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        config: EngineConfig | None = None,
+        draft: Decoder | None = None,
+    ) -> None:
+        """`draft`: a smaller model with the same tokenizer, whose guesses are checked. Raises UsageError
+        where the memory asked for does not hold one token's keys and values."""
         self.config = config = config or EngineConfig()
         self.decoder, self.tokenizer = decoder, tokenizer
         reaches = reaches_of(decoder.spec)
@@ -40,6 +48,11 @@ class Engine:
         self.blocks = BlockManager(reaches, counts, config.block_size, find_prefixes=config.find_prefixes)
         self.scheduler = Scheduler(self.blocks, config.max_num_seqs, config.max_num_batched_tokens)
         self.runner = ModelRunner(decoder, config, counts)
+        self.speculation: Speculation | None = None
+        if draft is not None:
+            self.speculation = Speculation(DraftModel(draft))
+        elif config.prompt_lookup:
+            self.speculation = Speculation(PromptLookup())
         self.stats: StepStats | None = None
         self.on_step: Callable[[StepStats], None] | None = None
         self._answers: dict[int, Answer] = {}  # by their sequence's number
@@ -118,8 +131,7 @@ class Engine:
         chunks = []
         self._held.pop(number, None)
         for answer in [a for a in self._answers.values() if a.number == number]:
-            del self._answers[answer.sequence.number]
-            self.scheduler.remove(answer.sequence)
+            self._end(answer)
             chunks.append(answer.cancel())
         return chunks
 
@@ -129,6 +141,7 @@ class Engine:
         reason "error"; the others go on as if nothing had been."""
         failed: list[Chunk] = []
         begin = time.perf_counter()
+        self._guess()
         batch = self._plan(failed)
         planned = time.perf_counter()
         computed = self._compute(batch, failed)
@@ -136,10 +149,29 @@ class Engine:
         chunks = failed if computed is None else failed + self._take_all(batch, *computed)
         if batch.scheduled:
             spent = planned - begin, ready - planned, time.perf_counter() - ready
+            if self.speculation is not None:
+                self.speculation.learn(batch.scheduled, sum(spent))
             self.stats = self._step_stats(batch, *spent)
             if self.on_step is not None:
                 self.on_step(self.stats)
         return chunks
+
+    def _guess(self) -> None:
+        """Gives the answers that wait for their next token guesses of what it will be."""
+        if self.speculation is None:
+            return
+        regime = self.decoder.regime
+        ready = []
+        for sequence in self.scheduler.running:
+            length = len(sequence.token_ids)
+            if not sequence.is_prefill and regime(length) == regime(length + MOST):
+                ready.append(sequence)
+            sequence.draft = []
+        try:
+            self.speculation.guess(ready)
+        except Exception:  # whatever is the matter with guesses, answers go on without
+            for sequence in ready:
+                sequence.draft = []
 
     def _plan(self, failed: list[Chunk]) -> Batch:
         """The next batch. Where planning fails twice, the newest request is given up for it."""
@@ -177,8 +209,11 @@ class Engine:
     def _end(self, answer: Answer) -> None:
         del self._answers[answer.sequence.number]
         self._release(answer)
-        if answer.sequence.status is Status.HELD:  # given up before its turn
-            self._held[answer.number].remove(answer)
+        if self.speculation is not None:
+            self.speculation.forget(answer.sequence.number)
+        held = self._held.get(answer.number, [])
+        if answer in held:  # given up before its turn
+            held.remove(answer)
         self.scheduler.remove(answer.sequence)
 
     def _release(self, answer: Answer) -> None:
@@ -207,6 +242,10 @@ class Engine:
         if answer.wants_prompt_logprobs:
             self._score_prompt(answer, part, hidden)
         tokens, entries = answer.choose(part, rows, best)
+        if part.draft and self.speculation is not None:
+            answer.completion.guessed_tokens += len(part.draft)
+            answer.completion.accepted_tokens += len(tokens) - 1
+            self.speculation.checked(part, len(tokens) - 1)
         self.scheduler.commit(part, tokens)
         if not tokens:
             return None
@@ -254,6 +293,8 @@ class Engine:
             schedule_s,
             compute_s,
             sample_s,
+            sum(len(part.draft) for part in batch.scheduled),
+            0 if self.speculation is None else self.speculation.accepted_in_step,
         )
 
     def run(self, requests: Iterable[Request]) -> list[Completion]:

@@ -54,6 +54,8 @@ class Completion:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     cached_tokens: int = 0  # of the prompt, found in the cache
+    guessed_tokens: int = 0  # checked as guesses of what comes next, and those that were right
+    accepted_tokens: int = 0
     error: str | None = None
 
     @property

@@ -27,7 +27,7 @@ class Scheduled:
 
 @dataclass
 class Batch:
-    """One step. Sequences with a single token come first."""
+    """One step. Sequences with few tokens come first."""
 
     scheduled: list[Scheduled] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Scheduler:
             if not taken:
                 break
             budget -= taken
-        batch.scheduled = sorted(chosen.values(), key=lambda s: (s.count > 1, s.sequence.order))
+        batch.scheduled = sorted(chosen.values(), key=lambda s: (s.count, s.sequence.order))
         return batch
 
     def _take(self, sequence: Sequence, budget: int, chosen: dict[int, Scheduled], batch: Batch) -> int:

@@ -18,6 +18,8 @@ from paragone.ops.attention import attention
 from paragone.ops.choose import is_deterministic
 from paragone.ops.paged import paged_attention, read_slots, row_shape, write_slots
 
+FEW = 8  # tokens of a sequence that attend one by one
+
 
 class PagedCache:
     """For each layer (blocks, 2K, block_size, R), the keys' heads first; R is E numbers, or a row in eight
@@ -74,11 +76,14 @@ class Part:
 
 
 class PagedStep:
-    """The memory of one step. Parts of a single token come first."""
+    """The memory of one step. Parts of few tokens come first."""
 
     def __init__(self, cache: PagedCache, parts: Sequence[Part]) -> None:
-        if is_deterministic():  # every token by itself: what it sees is then worked through in one way only
-            parts = [Part(p.start + i, 1, p.tables) for p in parts for i in range(p.count)]
+        # A few tokens, such as guesses, go one by one, and in the deterministic mode all: what a token sees
+        # is then worked through in one way only.
+        most = max(FEW, *(part.count for part in parts)) if is_deterministic() else FEW
+        few = [Part(p.start + i, 1, p.tables) for p in parts if p.count <= most for i in range(p.count)]
+        parts = [*few, *(part for part in parts if part.count > most)]
         self.cache, self.parts = cache, parts
         self.singles = sum(part.count == 1 for part in parts)
         size, device = cache.block_size, cache.device
