@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from paragone.engine.config import EngineConfig
     from paragone.engine.model import Model
     from paragone.engine.params import SamplingParams
     from paragone.engine.resolve import Located
@@ -134,6 +135,45 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How the engine works: its memory, how much it does at once, guesses, the deterministic mode."""
+    for option in (
+        click.option(
+            "--deterministic",
+            is_flag=True,
+            help="The same answer to the bit, whatever runs beside it; slower.",
+        ),
+        click.option(
+            "--prompt-lookup", is_flag=True, help="Guess from what came before; faster where texts repeat."
+        ),
+        click.option(
+            "--kv-cache-bits", type=click.Choice(["16", "8"]), default="16", help="8: half the memory."
+        ),
+        click.option(
+            "--kv-cache-mb", type=click.IntRange(1), help="Memory for keys and values; default: as is fit."
+        ),
+        click.option(
+            "--max-num-seqs", type=click.IntRange(1, 4096), default=64, help="Answers that run at once."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def engine_config(options: dict[str, Any]) -> "EngineConfig":
+    """EngineConfig from the flags."""
+    from paragone.engine.config import EngineConfig
+
+    megabytes = options["kv_cache_mb"]
+    return EngineConfig(
+        max_num_seqs=options["max_num_seqs"],
+        kv_cache_bytes=None if megabytes is None else megabytes * 10**6,
+        kv_cache_bits=int(options["kv_cache_bits"]),
+        deterministic=options["deterministic"],
+        prompt_lookup=options["prompt_lookup"],
+    )
 
 
 # Flag, field of SamplingParams, type, help. Defaults are the dataclass's own.
