@@ -3,7 +3,8 @@
     python -m benchmarks.engine [ROUNDS]
 
 SmolLM2-135M in bfloat16, all threads. In every round each engine runs in a process of its own, in turn;
-ratios are medians over rounds. The last line also says what Paragone's parts gain or cost, measured against itself.
+ratios are medians over rounds. The last line also says what Paragone's parts gain or cost, measured against
+itself.
 """
 
 import json

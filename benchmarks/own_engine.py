@@ -24,8 +24,8 @@ EDIT = """Rewrite the following text and change nothing but the name of the day:
 The ferry was late again on Thursday. The captain said that the fog had come down over the harbour before
 six, and that nobody could see the lamps at the end of the pier. Two of the passengers had walked to the
 station instead, and the others sat in the waiting room with their coats on. At nine the fog lifted, and the
-ferry left with all of them on board. The captain said that the fog had come down over the harbour before six, and that
-nobody was to blame."""
+ferry left with all of them on board. The captain said that the fog had come down over the harbour before six,
+and that nobody was to blame."""
 
 
 def throughput(model: Any) -> dict[str, float]:
