@@ -50,7 +50,7 @@ def test_the_kernels_are_built_here():
     assert kernels.native is not None
 
 
-@pytest.mark.parametrize("level", ["base", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["base", "avx2", "avx512", "avx512_bf16"])
 def test_every_level_passes(level):
     """This file again, in a process that is held to a lower level."""
     if os.environ.get("PARAGONE_KERNELS"):
@@ -83,7 +83,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 13])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_bfloat16_products(shape, tokens, bias):

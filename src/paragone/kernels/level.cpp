@@ -8,6 +8,7 @@
 
 const Kernels PARAGONE_TABLE = {
     PARAGONE_TEXT(PARAGONE_LEVEL),
+    PARAGONE_LEVEL::PAIRS,
     PARAGONE_LEVEL::linear,
     PARAGONE_LEVEL::widen_all,
     PARAGONE_LEVEL::narrow_all,

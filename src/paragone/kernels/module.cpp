@@ -30,8 +30,12 @@ const Kernels* choose() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512cd"))
+        __builtin_cpu_supports("avx512cd")) {
+#if defined(PARAGONE_BF16)
+        if (__builtin_cpu_supports("avx512bf16")) here.push_back(&KERNELS_AVX512_BF16);
+#endif
         here.push_back(&KERNELS_AVX512);
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) here.push_back(&KERNELS_AVX2);
 #endif
     here.push_back(&KERNELS_BASE);
@@ -77,10 +81,11 @@ class Matrix {
     void multiply(uintptr_t x_at, uintptr_t y_at, long M, bool wide_y) const {
         const uint16_t* x = (const uint16_t*)x_at;
         long G = format_ == Format::int4 ? D_ / GROUP : 0;
+        bool widens = !(format_ == Format::bf16 && best.pairs);
         thread_local std::vector<float> room;
         room.resize(M * (D_ + G + N_));
         float *wide = room.data(), *sums = wide + M * D_, *out = wide_y ? (float*)y_at : sums + M * G;
-        best.widen(x, wide, M * D_);
+        if (widens) best.widen(x, wide, M * D_);
         for (long g = 0; g < M * G; g++) {
             float total = 0;
             for (long i = 0; i < GROUP; i++) total += wide[g * GROUP + i];
@@ -95,7 +100,7 @@ class Matrix {
             for (const Stack& part : parts_) {
                 long a = std::max(first, part.first), b = std::min(last, part.first + part.rows);
                 if (a < b)
-                    best.linear(format_, from(part.rows_, a - part.first), b - a, D_, wide, sums, out + a, M, N_);
+                    best.linear(format_, from(part.rows_, a - part.first), b - a, D_, {x, wide, sums}, out + a, M, N_);
             }
             for (long m = 0; m < M && !wide_y; m++)
                 best.narrow(out + m * N_ + first, bias_ ? bias_ + first : nullptr,
@@ -291,6 +296,7 @@ void cache_write(uintptr_t kv, uintptr_t cache, uintptr_t slots_at, long N, long
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // a model that lives as long as the process is not a leak
     m.attr("level") = best.name;
+    m.attr("pairs") = best.pairs;
     m.attr("has_threads") =
 #if defined(_OPENMP)
         true;

@@ -37,12 +37,17 @@ struct Scoring {
     long stride;
 };
 
+// x (M, D) as it came, and as float; and the sums (M, D / 32) of its groups, for int4 only.
+struct Inputs {
+    const uint16_t* narrow;
+    const float *wide, *sums;
+};
+
 struct Kernels {
     const char* name;
-    // y[m][n] = x[m] . weight[n], for `rows` rows; x (M, D) float, sums (M, D / 32) of x's groups (int4
-    // only), y (M, rows) with a stride, float.
-    void (*linear)(Format, Rows, long rows, long D, const float* x, const float* sums, float* y, long M,
-                   long stride);
+    bool pairs;  // products with bf16 weights take `narrow`, all others `wide`
+    // y[m][n] = x[m] . weight[n], for `rows` rows; y (M, rows) with a stride, float.
+    void (*linear)(Format, Rows, long rows, long D, Inputs x, float* y, long M, long stride);
     void (*widen)(const uint16_t* from, float* to, long n);
     void (*narrow)(const float* from, const uint16_t* bias, uint16_t* to, long n);
     // Rows of an int4 matrix as bfloat16 (rows, D).
@@ -66,4 +71,7 @@ extern const Kernels KERNELS_BASE;
 #if defined(PARAGONE_X86)
 extern const Kernels KERNELS_AVX2;
 extern const Kernels KERNELS_AVX512;
+#if defined(PARAGONE_BF16)
+extern const Kernels KERNELS_AVX512_BF16;
+#endif
 #endif

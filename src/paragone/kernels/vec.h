@@ -21,6 +21,11 @@
 namespace PARAGONE_LEVEL {
 
 constexpr long W = PARAGONE_LANES;
+#if defined(__AVX512BF16__)
+constexpr bool PAIRS = true;  // products of bfloat16 pairs are single instructions
+#else
+constexpr bool PAIRS = false;
+#endif
 typedef float VF __attribute__((vector_size(W * 4)));
 typedef int32_t VI __attribute__((vector_size(W * 4)));
 typedef uint32_t VU __attribute__((vector_size(W * 4)));
