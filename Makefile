@@ -56,7 +56,7 @@ bench-load: $(VENV)/run  ## memory and time of loading 7 billion parameters (wri
 
 bench-engine: models  ## many requests at once beside vLLM (CPU) and transformers; ends in one JSON line
 	$(BIN)/python -m benchmarks.peers transformers vllm
-	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.engine --write
 
 bench: bench-foundation bench-load bench-engine  ## all benchmarks
 

@@ -42,12 +42,12 @@ def exported() -> Path:
     return folder
 
 
-def run(python: Path | str, script: str, mode: str, folder: Path) -> tuple[float, str]:
+def run(python: Path | str, script: str, mode: str, folder: Path, *numbers: str) -> tuple[float, str]:
     """Seconds until the script's first line of output, and that line."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
     begin = time.perf_counter()
     with subprocess.Popen(
-        [str(python), str(HERE / script), mode, str(folder)],
+        [str(python), str(HERE / script), mode, str(folder), *numbers],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
     ) as process:  # fmt: skip
         assert process.stdout

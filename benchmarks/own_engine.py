@@ -1,20 +1,24 @@
 """Paragone's engine on a Hugging Face folder; run by engine.py, the twin of peer_vllm.py and peer_batch.py.
 
     python own_engine.py throughput|features FOLDER
+    python own_engine.py mixed FOLDER COUNT RATE
 
-`throughput` prints one JSON line with tokens/s, prompts included, of 16 and 64 equal requests of 13 and 64
-tokens; `features` one with what the engine's parts gain or cost.
+`throughput` prints one JSON line with tokens/s, prompts included, of 1, 16 and 64 equal requests of 13 and 64
+tokens; `features` one with what the engine's parts gain or cost; `mixed` one with what the senders of the
+requests in arrivals.py see.
 """
 
 import json
 import random
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import paragone
+from benchmarks.arrivals import Arrival, poisson, serve
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.selftest import price
 
@@ -40,6 +44,20 @@ def throughput(model: Any) -> dict[str, float]:
             runs.append(count * 64 / (time.perf_counter() - begin))
         out[f"seq{count}"] = max(runs)
     return out
+
+
+def mixed(model: Any, count: int, rate: float) -> dict[str, float]:
+    engine = Engine(model.decoder, model.tokenizer)
+
+    def add(_: int, arrival: Arrival) -> None:
+        engine.add(
+            Request(arrival.prompt_ids, SamplingParams(max_tokens=arrival.answer_tokens, ignore_eos=True))
+        )
+
+    def step() -> Iterator[tuple[int, int]]:
+        return ((chunk.index, len(chunk.token_ids)) for chunk in engine.step())
+
+    return serve(poisson(count, rate), add, step)
 
 
 def prefix_hit(model: Any) -> float:
@@ -86,11 +104,14 @@ def lookup(model: Any) -> tuple[float, float]:
     return median(ratios), rate
 
 
-def main(mode: str, folder: str) -> None:
+def main(mode: str, folder: str, *numbers: str) -> None:
     model = paragone.load(folder)
     model.generate(PROMPT, max_tokens=8)
     if mode == "throughput":
         print(json.dumps(throughput(model)))
+        return
+    if mode == "mixed":
+        print(json.dumps(mixed(model, int(numbers[0]), float(numbers[1]))))
         return
     chat = paragone.load("smollm2-135m-instruct")
     gain, rate = lookup(chat)
@@ -105,4 +126,4 @@ def main(mode: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:])

@@ -2,8 +2,8 @@
 
     python peer_batch.py throughput FOLDER
 
-Prints one JSON line with tokens/s, prompts included, of 1 and 16 equal requests of 13 and 64 tokens: the better of
-its continuous batching and of `generate` on one batch whose members start and end together.
+Prints one JSON line with tokens/s, prompts included, of 1 and 16 equal requests of 13 and 64 tokens: the
+better of its continuous batching and of `generate` on one batch whose members start and end together.
 """
 
 import json

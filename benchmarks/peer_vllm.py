@@ -1,26 +1,52 @@
 """vLLM's CPU build on a Hugging Face folder; run by engine.py with the peer's own Python.
 
-    python peer_vllm.py throughput FOLDER
+    python peer_vllm.py throughput|mixed FOLDER
 
-Prints one JSON line with tokens/s, prompts included, of 16 and 64 equal requests of 13 and 64 tokens.
+`throughput` prints one JSON line with tokens/s, prompts included, of 1, 16 and 64 equal requests of 13 and 64
+tokens; `mixed` one with what the senders of the requests in arrivals.py see.
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.arrivals import Arrival, poisson, serve
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 PROMPT = "The key advancements in quantum computing in the last five years are"
 
 
-def main(folder: str) -> None:
-    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+def mixed(llm: Any, count: int, rate: float) -> dict[str, float]:
+    from vllm import SamplingParams  # type: ignore[import-not-found]
+    from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-found]
 
-    llm = LLM(folder, dtype="bfloat16", max_model_len=2048, enable_prefix_caching=False)
+    engine = llm.llm_engine
+
+    def add(number: int, arrival: Arrival) -> None:
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=arrival.answer_tokens,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        engine.add_request(str(number), {"prompt_token_ids": arrival.prompt_ids}, params)
+
+    def step() -> Iterator[tuple[int, int]]:
+        for output in engine.step():
+            if output.outputs[0].token_ids:
+                yield int(output.request_id), len(output.outputs[0].token_ids)
+
+    return serve(poisson(count, rate), add, step)
+
+
+def throughput(llm: Any) -> dict[str, float]:
+    from vllm import SamplingParams
+
     params, out = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True), {}
-    llm.generate([PROMPT], params, use_tqdm=False)
     for count in (1, 16, 64):
         runs = []
         for _ in range(3 if count > 1 else 2):
@@ -28,8 +54,17 @@ def main(folder: str) -> None:
             llm.generate([PROMPT] * count, params, use_tqdm=False)
             runs.append(count * 64 / (time.perf_counter() - begin))
         out[f"seq{count}"] = max(runs)
-    print(json.dumps(out), flush=True)
+    return out
+
+
+def main(mode: str, folder: str, *numbers: str) -> None:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(folder, dtype="bfloat16", max_model_len=2048, enable_prefix_caching=False)
+    llm.generate([PROMPT], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)
+    found = throughput(llm) if mode == "throughput" else mixed(llm, int(numbers[0]), float(numbers[1]))
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[2])
+    main(*sys.argv[1:])

@@ -69,11 +69,6 @@ class Case:
         parameters = self.options.get("rope_parameters", {})
         return parameters.get("rope_type") in ("longrope", "dynamic")
 
-    @property
-    def sees_slots(self) -> bool:
-        """Whether the reference itself counts padding: Llama 4's temperatures go by the slot."""
-        return "floor_scale" in self.options
-
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "eager") -> Any:
         """A model of the reference class with all parameters random."""
         # Falcon's eager attention adds ALiBi twice; of experts, the eager form says how each sum is rounded.

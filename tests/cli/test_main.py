@@ -42,6 +42,8 @@ def test_help(arguments, capsys):
         (["generate", SMOL, "x", "--device", "bogus"], 2, "device 'bogus' cannot be used"),
         (["generate", "x" * 300, "x"], 66, "no path and no model"),
         (["generate", SMOL, "x", "--max-tokens", "0"], 2, "max_tokens is 0"),
+        (["generate", SMOL, "x", "--draft", str(path_of(GEMMA3))], 2, "cannot guess for"),
+        (["generate", SMOL, "x", "--draft", "no-such-model"], 66, "no model 'no-such-model'"),
         (["generate", SMOL, ""], 2, "prompt is empty"),
         (["generate", SMOL, "word " * 9000, "--max-tokens", "1"], 2, "the model's context is 8192"),
         (["chat", str(path_of(GEMMA3))], 78, "no chat template"),

@@ -6,8 +6,11 @@ import pytest
 
 from paragone.cli.main import run
 from paragone.compare import measure as measure_module
+from paragone.compare.cache import cache_quality
 from paragone.compare.candidates import Candidate, parse_candidates
 from paragone.compare.history import list_runs, load_run
+from paragone.compare.measure import bundled_texts
+from paragone.compare.quality import measure_quality
 from paragone.compare.recommend import Constraints, recommend
 from paragone.compare.report import html
 from paragone.compare.statistics import differ, paired_interval, spread
@@ -221,3 +224,13 @@ def test_flags_that_cannot_be_honoured(flags, message, home, capsys):
     import re
 
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_cache_in_eight_bits_costs_next_to_nothing(smollm2):
+    plain, eight = cache_quality(smollm2, bundled_texts()["prose"])
+    assert eight.bits_per_byte == pytest.approx(plain.bits_per_byte, rel=0.01)
+    assert eight.bits_per_byte != plain.bits_per_byte
+    assert eight.bytes_per_token < 0.52 * plain.bytes_per_token
+    # The same text scored as a whole, without a cache.
+    score = measure_quality(smollm2, {"prose": bundled_texts()["prose"]}, None, False, lambda *_: None)
+    assert plain.bits_per_byte == pytest.approx(score["bits_per_byte"], rel=0.005)

@@ -2,6 +2,7 @@
 
 import importlib
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from paragone.engine.engine import Engine, EngineConfig
 from paragone.engine.load import load_model
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Request
+from paragone.engine.speculate import Speculation
 from paragone.errors import ContextLengthExceeded, UsageError
 from paragone.model.load import load_decoder
 from tests.tiny import CASES
@@ -233,8 +235,8 @@ def one_decoder(tmp_path_factory):
 @pytest.mark.parametrize(("how", "error"), [("once", RuntimeError), ("forever", MemoryError)])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_fault_anywhere(point, how, error, one_decoder, smollm2_tokenizer, monkeypatch):
-    """The n-th call fails, for n = 1, 2, ... until it is not reached any more: nobody waits for ever, what ends
-    well is what it would have been, and nothing is lost."""
+    """The n-th call fails, for n = 1, 2, ... until it is not reached any more: nobody waits for ever, what
+    ends well is what it would have been, and nothing is lost."""
     asked = requests(one_decoder, 4, seed=11, tokens=6)
     want = [truth(one_decoder, request) for request in asked]
     config = EngineConfig(kv_cache_bytes=barely(one_decoder, asked), block_size=4, max_num_batched_tokens=24)
@@ -273,6 +275,81 @@ def test_a_fault_anywhere(point, how, error, one_decoder, smollm2_tokenizer, mon
             assert failures == 0
             break
     assert ended_well > 4
+
+
+def test_a_fault_among_guesses_and_choices(bf16_decoder, smollm2_tokenizer, monkeypatch):
+    """The same in the deterministic mode, to the bit, with guesses, two answers a request and eight bits. (The
+    first three that are put in line are the requests themselves: they would be refused.)"""
+    asked = [
+        Request(r.prompt_ids * 2, replace(r.params, n=2, temperature=temperature, seed=3, max_tokens=12))
+        for r, temperature in zip(requests(bf16_decoder, 3, seed=11), (0.0, 1.0, 0.05), strict=True)
+    ]
+    config = EngineConfig(
+        deterministic=True, prompt_lookup=True, kv_cache_bits=8, block_size=4, kv_cache_bytes=2_000_000
+    )
+    monkeypatch.setattr(Speculation, "_worth", lambda _self, _n, _kind, _costs, room: room)
+
+    def answers():
+        engine = Engine(bf16_decoder, smollm2_tokenizer, config)
+        numbers = [engine.add(request) for request in asked]
+        done = {}
+        for _ in range(1000):
+            for chunk in engine.step():
+                if chunk.completion is not None:
+                    done[numbers.index(chunk.index), chunk.choice] = chunk.completion
+            if not engine.has_work():
+                break
+        engine.check()
+        assert all(pool.num_free == pool.num_blocks for pool in engine.blocks.pools)
+        assert not engine.speculation.proposer._places
+        return done
+
+    want = answers()
+    assert sum(answer.accepted_tokens for answer in want.values()) > 0
+    for point in MORE_POINTS:
+        original, (owner, _, name) = resolve(point), point.rpartition(".")
+        for n in (1, 2, 3, 5, 8, 13, 21, 34):
+            calls = 0
+
+            def failing(*args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls == n + (3 if name == "add" else 0):  # noqa: B023 -- called within this turn
+                    raise RuntimeError("made to fail")
+                return original(*args, **kwargs)  # noqa: B023
+
+            with monkeypatch.context() as patch:
+                patch.setattr(resolve(owner), name, failing)
+                got = answers()
+            assert got.keys() == want.keys()
+            failed = [key for key, answer in got.items() if answer.finish_reason == "error"]
+            assert len(failed) <= 1, (point, n)
+            for key, answer in got.items():
+                truly = want[key]
+                count = len(answer.token_ids)
+                assert answer.token_ids == truly.token_ids[:count]
+                assert answer.logprobs == truly.logprobs[:count]
+                assert key in failed or count == len(truly.token_ids)
+
+
+MORE_POINTS = [
+    "paragone.engine.speculate.PromptLookup.kind",
+    "paragone.engine.speculate.PromptLookup.propose",
+    "paragone.engine.speculate.Speculation.checked",
+    "paragone.engine.answer.Answer.choose",
+    "paragone.engine.answer.Answer.take",
+    "paragone.engine.scheduler.Scheduler.add",
+    "paragone.model.paged.write_slots",
+    "paragone.model.paged.paged_attention",
+    "paragone.model.decoder.Decoder.logits",
+]
+
+
+@pytest.fixture(scope="module")
+def bf16_decoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    next(c for c in CASES if c.name == "gemma2").save(folder)
+    return load_decoder(open_checkpoint(folder), "bf16")
 
 
 def resolve(path):

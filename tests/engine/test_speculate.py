@@ -10,11 +10,14 @@ from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.engine import speculate
 from paragone.engine.config import EngineConfig
 from paragone.engine.engine import Engine
+from paragone.engine.load import load_model
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Request
 from paragone.engine.speculate import DraftModel, PromptLookup, Speculation
+from paragone.errors import UsageError
 from paragone.model.load import load_decoder
 from tests.engine.test_engine import KINDS, assert_same, barely, run_all, truth
+from tests.real import GEMMA3, path_of
 from tests.tiny import CASES
 
 CONFIG = EngineConfig(kv_cache_bytes=20_000_000, block_size=4, prompt_lookup=True)
@@ -110,6 +113,23 @@ def test_a_draft_model(decoder, smollm2_tokenizer, always, tmp_path_factory):
     assert rates[0] > 0.95
 
 
+def test_a_draft_beside_a_model(smollm2, smollm2_path, always):
+    """The same model in int4 guesses well for itself in bf16, and answers do not change."""
+    small = load_model(smollm2_path, "small", "int4")
+    with_draft = replace(smollm2, draft=small)
+    text = "The ferry was late again on Thursday. The captain said that"
+    got, want = (model.generate(text, max_tokens=40) for model in (with_draft, smollm2))
+    assert got.token_ids == want.token_ids
+    assert got.guessed_tokens > 0
+    assert got.accepted_tokens > 0.5 * got.guessed_tokens
+
+
+def test_a_draft_of_another_vocabulary_is_refused(smollm2):
+    other = load_model(path_of(GEMMA3), GEMMA3, "int4")
+    with pytest.raises(UsageError, match="token 0 is not the same in their vocabularies"):
+        replace(smollm2, draft=other).generate("x")
+
+
 def test_the_latest_place_is_looked_up():
     lookup = PromptLookup()
     ids = [1, 2, 3, 9, 1, 2, 3, 8, 5, 1, 2, 3]
@@ -200,4 +220,6 @@ def test_real_text(smollm2):
     assert guessed.accepted_tokens > 0
     assert torch.is_inference_mode_enabled() is False
     assert speculate.MOST == 7
-    assert isinstance(DraftModel(smollm2.decoder).propose(0, [1, 2, 3], 4), list)
+    assert isinstance(
+        DraftModel(smollm2.decoder, smollm2.decoder.spec.vocab_size).propose(0, [1, 2, 3], 4), list
+    )

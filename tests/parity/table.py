@@ -27,7 +27,7 @@ INTRODUCTION = f"""# Parity with the reference implementations
 
 Made by `make parity`. Tiny random models of every family, every parameter random, vectors included; 48 tokens,
 float32; the largest difference of any logit from transformers' class, over the standard deviation of the
-logits. The tests allow {TOLERANCE:g} and also cover padding, offsets, caches, chunks, bfloat16 and GGUF.
+logits. The tests allow {TOLERANCE:g} and also cover texts in blocks, caches, chunks, bfloat16 and GGUF.
 
 """
 

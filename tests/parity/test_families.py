@@ -4,6 +4,8 @@ Tolerance: 2e-5 of the reference logits' standard deviation in float32. Real mis
 as 5e-5 of it (a GELU of the wrong kind), so nothing looser would do.
 """
 
+from itertools import zip_longest
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +15,7 @@ from paragone.engine.engine import Engine
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Request
 from paragone.model.load import load_decoder
+from paragone.model.paged import PagedCache, PagedStep, Part
 from paragone.ops import implementation
 from tests.tiny import CASES, WINDOW, Case
 
@@ -25,7 +28,6 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     reference = request.param.save(folder)
     decoder = load_decoder(open_checkpoint(folder), "fp32")
-    decoder.sees_slots = request.param.sees_slots
     decoder.test_length = 31 if request.param.depends_on_length else LENGTH  # within the original context
     return reference, decoder
 
@@ -56,31 +58,6 @@ def test_reference_operations_agree(pair):
 
 
 @torch.inference_mode()
-def test_left_padding(pair):
-    reference, decoder = pair
-    ids = ids_of(decoder)
-    padding = torch.tensor([0, 11])
-    mask = (torch.arange(LENGTH) >= padding[:, None]).long()
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    want = reference(ids, attention_mask=mask, position_ids=positions).logits
-    got = decoder(ids, left_padding_B=padding)
-    assert_close(got[mask.bool()], want[mask.bool()])
-    if (
-        decoder.test_length == LENGTH and not decoder.sees_slots
-    ):  # else a row depends on a longer one beside it
-        assert_close(got[1, 11:], decoder(ids[1:, 11:])[0])
-
-
-@torch.inference_mode()
-def test_position_offset(pair):
-    reference, decoder = pair
-    ids = ids_of(decoder)
-    positions = torch.arange(LENGTH)[None] + 37
-    want = reference(ids, attention_mask=torch.ones_like(ids), position_ids=positions.expand(2, -1)).logits
-    assert_close(decoder(ids, positions_BT=positions), want)
-
-
-@torch.inference_mode()
 def test_prefill_then_single_steps(pair):
     reference, decoder = pair
     ids = ids_of(decoder, length=min(decoder.test_length, 30))
@@ -102,16 +79,28 @@ def test_prefill_in_chunks(pair, chunk):
 
 
 @torch.inference_mode()
-def test_padded_batch_with_cache_equals_alone(pair):
-    _, decoder = pair
+def test_two_texts_in_blocks(pair):
+    """As the engine runs them: of unequal length, pieces of one beside single tokens of the other."""
+    reference, decoder = pair
     length = decoder.test_length
     ids = ids_of(decoder, length=length)
-    padding = torch.tensor([0, 17])
-    cache = decoder.new_cache(2, length)
-    got = [decoder(ids[:, i : i + 12], cache, left_padding_B=padding) for i in range(0, 24, 12)]
-    got += [decoder(ids[:, i : i + 1], cache, left_padding_B=padding) for i in range(24, length)]
-    want = decoder(ids, left_padding_B=padding)[1, 17:] if decoder.sees_slots else decoder(ids[1:, 17:])[0]
-    assert_close(torch.cat(got, dim=1)[1, 17:], want)
+    blocks = -(-length // 4)
+    cache = PagedCache(decoder.spec, [2 * blocks] * 2, 4, decoder.dtype, decoder.device)
+    tables = [[list(range(text, 2 * blocks, 2))] * len(cache.reaches) for text in range(2)]
+    short = length - 10
+    takes = [[20] + [1] * (length - 20), [0, 10, 1, 9] + [1] * (short - 20)]
+    done, got = [0, 0], [[], []]
+    for counts in zip_longest(*takes, fillvalue=0):
+        texts = sorted((t for t in range(2) if counts[t]), key=lambda t: counts[t])
+        step = PagedStep(cache, [Part(done[t], counts[t], tables[t]) for t in texts])
+        step_ids = torch.cat([ids[t, done[t] : done[t] + counts[t]] for t in texts])[None]
+        cos_sin = [rope.cos_sin(step.positions, decoder.dtype, length) for rope in decoder.ropes]
+        logits = decoder.logits(decoder.run(step_ids, cos_sin, step.positions, step))[0]
+        for text, rows in zip(texts, logits.split_with_sizes([counts[t] for t in texts]), strict=True):
+            got[text].append(rows)
+            done[text] += counts[text]
+    assert_close(torch.cat(got[0]), reference(ids[:1]).logits[0])
+    assert_close(torch.cat(got[1]), reference(ids[1:, :short]).logits[0])
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.is_bitwise], ids=lambda case: case.name)
@@ -185,7 +174,8 @@ def relabelled(folder, target, change):
 @pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "bloom"])
 @torch.inference_mode()
 def test_other_layouts_load_alike(name, tmp_path):
-    """Experts in stacks, as transformers 5 has them in memory; BLOOM without its prefix, as it is published."""
+    """Experts in stacks, as transformers 5 has them in memory; BLOOM without its prefix, as it is
+    published."""
     case = next(c for c in CASES if c.name == name)
     case.save(tmp_path / "one")
     model = case.build()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from paragone.cli.shared import model_options, sampling_options
+from paragone.cli.shared import engine_options, model_options, sampling_options
 
 HELP = """\
 /help               this list
@@ -26,6 +26,7 @@ Ctrl-C stops an answer, not the chat."""
 @click.argument("model")
 @model_options
 @sampling_options(max_tokens=1024)
+@engine_options
 @click.option("--system", help="The system message.")
 @click.option(
     "--format",
@@ -37,16 +38,14 @@ Ctrl-C stops an answer, not the chat."""
 @click.option("--show-prompt", is_flag=True, help="Before each answer, print exactly what the model sees.")
 def command(model: str, **options: Any) -> None:
     """Talks to MODEL by its chat template or a format you name. /help inside shows what else there is."""
-    from paragone.cli.shared import load, sampling_params
+    from paragone.cli.shared import load_with_engine, sampling_params
     from paragone.engine.load import known_format
     from paragone.errors import BadConfiguration, MalformedData
     from paragone.text.chat import RENDERER
 
     params = sampling_params(options)
     RENDERER.start()  # its start-up hides behind the loading
-    loaded = load(
-        model, options["precision"], options["device"], options["threads"], options["prompt_format"]
-    )
+    loaded = load_with_engine(model, options, options["prompt_format"])
     known_format(loaded.tokenizer, loaded.name)
     if loaded.tokenizer.chat_template is None:
         raise BadConfiguration(
@@ -196,6 +195,9 @@ class Chat:
         from paragone.errors import ParagoneError
 
         name, _, value = rest.partition(" ")
+        if name in ("n", "prompt_logprobs"):
+            click.echo(f"error: a chat has no use for {name}", err=True)
+            return
         if name not in self.params.__dataclass_fields__:
             click.echo(f"error: no setting {name!r}; /settings lists them", err=True)
             return

@@ -95,7 +95,7 @@ def command(candidates: tuple[str, ...], **options: Any) -> None:
     precisions = [p.strip() for p in options["precisions"].split(",") if p.strip()]
     with download_progress() as progress:
         parsed = parse_candidates(candidates, precisions, progress)
-    check_lengths(parsed, settings.prompt_tokens + settings.decode_tokens)
+    check_lengths(parsed, settings.prompt_tokens + settings.decode_tokens + 1)
     note_kernels()
     with _steps() as report:
         result = compare(parsed, settings, constraints, report)

@@ -38,10 +38,10 @@ def command(model: str, prompt: str | None, **options: Any) -> None:  # fmt: ski
     --input and --output a file of prompts is answered, many at once; interrupted, the same command goes on
     where it was.
     """
-    from paragone.cli.shared import engine_config, load, sampling_params
+    from paragone.cli.shared import load_with_engine, sampling_params
     from paragone.errors import UsageError
 
-    params, config = sampling_params(options), engine_config(options)
+    params = sampling_params(options)
     source, target = options["source"], options["target"]
     if (source is None) != (target is None):
         raise UsageError("--input and --output go together")
@@ -55,8 +55,7 @@ def command(model: str, prompt: str | None, **options: Any) -> None:  # fmt: ski
         from paragone.engine.batch import read_prompts
 
         prompts = read_prompts(source)
-    loaded = load(model, options["precision"], options["device"], options["threads"])
-    loaded.engine_config = config
+    loaded = load_with_engine(model, options)
     if prompt is None:
         _answer_file(loaded, prompts, target, params, verbose=options["verbose"])
     else:

@@ -149,6 +149,11 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--prompt-lookup", is_flag=True, help="Guess from what came before; faster where texts repeat."
         ),
         click.option(
+            "--draft",
+            metavar="MODEL[:PRECISION]",
+            help="A smaller model of the same vocabulary that guesses ahead; the answer stays the same.",
+        ),
+        click.option(
             "--kv-cache-bits", type=click.Choice(["16", "8"]), default="16", help="8: half the memory."
         ),
         click.option(
@@ -160,6 +165,20 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def load_with_engine(name: str, options: dict[str, Any], prompt_format: str | None = None) -> "Model":
+    """Loads a model, and its draft model, from the flags of `model_options` and `engine_options`."""
+    from paragone.model.precision import split_precision
+
+    config = engine_config(options)
+    of_all = options["device"], options["threads"]
+    loaded = load(name, options["precision"], *of_all, prompt_format)
+    loaded.engine_config = config
+    if options["draft"] is not None:
+        draft, precision = split_precision(options["draft"])
+        loaded.draft = load(draft, precision or options["precision"], *of_all)
+    return loaded
 
 
 def engine_config(options: dict[str, Any]) -> "EngineConfig":

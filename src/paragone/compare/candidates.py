@@ -11,7 +11,7 @@ from paragone.checkpoint.store import Progress
 from paragone.engine.resolve import fetch
 from paragone.errors import ParagoneError, UsageError
 from paragone.model.families import spec_of
-from paragone.model.precision import PRECISIONS, Precision, check_precision, estimate_bytes
+from paragone.model.precision import Precision, check_precision, estimate_bytes, split_precision
 
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 # What a process needs beside weights and cache: Python, torch, activations.
@@ -54,9 +54,8 @@ def parse_candidates(names: Sequence[str], precisions: Sequence[str], progress: 
     for precision in precisions:
         check_precision(precision)
     for name in names or DEFAULT_MODELS:
-        base, _, last = name.rpartition(":")
-        chosen = [last] if base and last in PRECISIONS else list(precisions or DEFAULT_PRECISIONS)
-        model = base if base and last in PRECISIONS else name
+        model, own = split_precision(name)
+        chosen = [own] if own else list(precisions or DEFAULT_PRECISIONS)
         for precision in chosen:
             if (model, precision) not in wanted:
                 wanted.append((model, precision))  # type: ignore[arg-type]

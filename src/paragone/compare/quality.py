@@ -59,7 +59,7 @@ def measure_quality(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Scores texts. With `reference`, log-probabilities are written there (is_reference) or compared."""
-    windows = {name: _windows(model, text) for name, text in texts.items()}
+    windows = {name: windows_of(model, text) for name, text in texts.items()}
     total = sum(len(ids) - 1 for runs in windows.values() for ids in runs)
     divergence = Divergence(reference, is_reference, total, model.decoder.spec.vocab_size)
     scores, done = {}, 0
@@ -90,11 +90,12 @@ def measure_quality(
     }
 
 
-def _windows(model: Model, text: str) -> list[list[int]]:
-    """Token ids of a text in runs that fit the context, each after BOS where the model has one."""
+def windows_of(model: Model, text: str, spare: int = 0) -> list[list[int]]:
+    """Token ids of a text in runs that fit the context and leave `spare` tokens of it, each after BOS where
+    the model has one."""
     prefix = model.tokenizer.prefix[-1:]
     ids = model.tokenizer.encode(text)
-    limit = min(WINDOW, model.context) - len(prefix)
+    limit = min(WINDOW, model.context - spare) - len(prefix)
     runs = [prefix + ids[at : at + limit] for at in range(0, len(ids), limit)]
     return [run for run in runs if len(run) > 1]
 

@@ -38,51 +38,49 @@ def speed(task: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     import paragone.engine.model  # noqa: F401 -- importing is part of starting, not of loading
+    from paragone.engine.config import EngineConfig
     from paragone.engine.resources import peak_memory_bytes
 
     started = time.perf_counter()
     model = load(task)
     load_s = time.perf_counter() - started
 
-    decoder = model.decoder
+    # As the user will run it, but every repetition computes the whole prompt.
+    model.engine_config = EngineConfig(max_num_seqs=1, find_prefixes=False)
     ids = _prompt_ids(model, task["text"], task["prompt_tokens"])
-    with torch.inference_mode():
-        int(decoder.logits(decoder.hidden(torch.tensor([ids[:8]]))[:, -1]).argmax())
-        start_s = time.monotonic() - task["spawned"]  # one clock for all processes of the machine
-        cache = decoder.new_cache(1, len(ids) + task["decode_tokens"])
-        _measure(decoder, ids[:64], 4, cache)  # warms caches up and is not counted
-        runs = [_measure(decoder, ids, task["decode_tokens"], cache) for _ in range(task["repetitions"])]
+    _measure(model, ids[:8], 0)
+    start_s = time.monotonic() - task["spawned"]  # one clock for all processes of the machine
+    _measure(model, ids[:64], 4)  # warms caches up and is not counted
+    runs = [_measure(model, ids, task["decode_tokens"]) for _ in range(task["repetitions"])]
     return {
         "load_s": load_s,
         "start_s": start_s,
         "runs": runs,
         "prompt_tokens": len(ids),
         "peak_memory_bytes": peak_memory_bytes(),
-        "weight_bytes": decoder.weight_bytes,
-        "decode_bytes": decoder.decode_bytes,
-        "cache_bytes": cache.reserved_bytes,
+        "weight_bytes": model.decoder.weight_bytes,
+        "decode_bytes": model.decoder.decode_bytes,
+        "cache_bytes": max(run["cache_bytes"] for run in runs),
         "threads": torch.get_num_threads(),
     }
 
 
-def _measure(decoder: Any, ids: list[int], decode_tokens: int, cache: Any) -> dict[str, Any]:
-    """One prefill and what is decoded after it, greedily: seconds to the first token and between the rest."""
-    import torch
-
-    from paragone.engine.config import EngineConfig
-
-    chunk = EngineConfig.max_num_batched_tokens
-    cache.truncate(0)
+def _measure(model: Any, ids: list[int], decode_tokens: int) -> dict[str, Any]:
+    """One prompt and what is decoded after it, greedily: seconds to the first token and between the rest."""
     begin = time.perf_counter()
-    for at in range(0, len(ids), chunk):
-        hidden = decoder.hidden(torch.tensor([ids[at : at + chunk]]), cache)
-    token = int(decoder.logits(hidden[:, -1]).argmax())
-    times = [time.perf_counter()]
-    for _ in range(decode_tokens):
-        token = int(decoder.logits(decoder.hidden(torch.tensor([[token]]), cache)[:, -1]).argmax())
+    run = model.start([ids], max_tokens=decode_tokens + 1, ignore_eos=True)
+    times, cache_bytes = [], 0
+    for _ in run:
         times.append(time.perf_counter())
+        cache_bytes = max(cache_bytes, model.engine.cache_bytes)
+    run.check()
     gaps = [b - a for a, b in pairwise(times)]
-    return {"ttft_s": times[0] - begin, "token_s": gaps, "total_s": times[-1] - begin}
+    return {
+        "ttft_s": times[0] - begin,
+        "token_s": gaps,
+        "total_s": times[-1] - begin,
+        "cache_bytes": cache_bytes,
+    }
 
 
 def _prompt_ids(model: Any, text: str, count: int) -> list[int]:

@@ -50,7 +50,7 @@ class Engine:
         self.runner = ModelRunner(decoder, config, counts)
         self.speculation: Speculation | None = None
         if draft is not None:
-            self.speculation = Speculation(DraftModel(draft))
+            self.speculation = Speculation(DraftModel(draft, decoder.spec.vocab_size))
         elif config.prompt_lookup:
             self.speculation = Speculation(PromptLookup())
         self.stats: StepStats | None = None
@@ -68,6 +68,14 @@ class Engine:
             f"cache: {pools} blocks of {self.config.block_size} tokens, up to "
             f"{self.runner.cache.nbytes / 1e9:.2f} GB: "
             f"{tokens:,} tokens, or {tokens / context:.1f} whole contexts of {context:,}"
+        )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that running answers hold."""
+        return sum(
+            (pool.num_blocks - pool.num_free) * size
+            for pool, size in zip(self.blocks.pools, self.runner.cache.block_bytes, strict=True)
         )
 
     def add(self, request: Request, *, priority: int = 0, tenant: str = "") -> int:
@@ -218,8 +226,11 @@ class Engine:
 
     def _release(self, answer: Answer) -> None:
         """Puts the other answers to a prompt in line: what this one has computed of it is found again."""
-        for other in self._held.pop(answer.sequence.number, ()):
-            self.scheduler.add(other.sequence)
+        held = self._held.get(answer.sequence.number, [])
+        while held:
+            self.scheduler.add(held[0].sequence)
+            held.pop(0)  # not before: who is in no line would wait for ever
+        self._held.pop(answer.sequence.number, None)
 
     def _take_all(self, batch: Batch, hidden: Tensor, logits: Tensor, best: list[int]) -> list[Chunk]:
         """The choices of all requests; what fails in one concerns only that one."""

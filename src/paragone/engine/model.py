@@ -28,7 +28,9 @@ LOGITS_ROWS = 128  # positions whose logits are held at once when a text is scor
 @dataclass
 class Model:
     """A decoder with its tokenizer. Make one with `paragone.load`. All that it generates at the same time
-    runs together, on one engine that is made by `engine_config` when it is needed first."""
+    runs together, on one engine that is made by `engine_config` when it is needed first. `draft` is a smaller
+    model of the same vocabulary: it guesses what this one will say, which changes the speed and nothing
+    else."""
 
     name: str
     path: Path
@@ -37,9 +39,20 @@ class Model:
     decoder: Decoder
     tokenizer: Tokenizer
     engine_config: EngineConfig = field(default_factory=EngineConfig)
+    draft: "Model | None" = None
 
     def __post_init__(self) -> None:
-        self._front = Front(lambda: Engine(self.decoder, self.tokenizer, self.engine_config))
+        self._front = Front(self._new_engine)
+
+    def _new_engine(self) -> Engine:
+        draft = self.draft
+        if draft is not None and (token := self.tokenizer.differs_from(draft.tokenizer)) is not None:
+            raise UsageError(
+                f"{draft.name} cannot guess for {self.name}: "
+                f"token {token} is not the same in their vocabularies"
+            )
+        decoder = None if draft is None else draft.decoder
+        return Engine(self.decoder, self.tokenizer, self.engine_config, decoder)
 
     @property
     def context(self) -> int:

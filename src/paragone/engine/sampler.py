@@ -14,7 +14,7 @@ from paragone.engine.params import SamplingParams
 from paragone.engine.request import TokenLogprobs
 from paragone.errors import MalformedData
 
-NUCLEUS_GUESS = 1024  # how many of the most likely tokens are sorted before all of them are
+NUCLEUS_GUESSES = 64, 1024, 8192  # how many of the most likely tokens are looked at before all of them are
 
 
 class Sampler:
@@ -98,23 +98,24 @@ class Sampler:
         probs = (logits.double() / params.temperature).softmax(-1)
         if params.min_p > 0:
             probs = torch.where(probs >= params.min_p * probs.max(), probs, 0.0)
+            # Running sums, here and below: they come out the same for any number of threads.
+            probs /= probs.cumsum(0)[-1]
         if not params.top_k and params.top_p >= 1:
             return self._draw(probs)
-        # Running sums, here and below: they come out the same for any number of threads.
-        kept = self._most_likely(probs / probs.cumsum(0)[-1])
+        kept = self._most_likely(probs)
         return int(kept.indices[self._draw(kept.values)])
 
     def _most_likely(self, probs: Tensor) -> torch.return_types.topk:
         """The tokens that top-k and top-p leave, most likely first. Always at least one."""
         params = self.params
         count = min(params.top_k or len(probs), len(probs))
-        guess = min(count, NUCLEUS_GUESS) if params.top_p < 1 else count
-        best = probs.topk(guess)
         if params.top_p >= 1:
-            return best
+            return probs.topk(count)
         share = 1.0 if not params.top_k else float(probs.topk(count).values.cumsum(0)[-1])
-        if guess < count and float(best.values.cumsum(0)[-1]) < params.top_p * share:
-            best = probs.topk(count)
+        for guess in (*(guess for guess in NUCLEUS_GUESSES if guess < count), count):
+            best = probs.topk(guess)
+            if float(best.values.cumsum(0)[-1]) >= params.top_p * share:
+                break
         before = best.values.cumsum(0) - best.values  # what more likely tokens already cover
         keep = int((before < params.top_p * share).sum())
         return torch.return_types.topk((best.values[:keep], best.indices[:keep]))
@@ -124,7 +125,7 @@ class Sampler:
         edges = weights.double().cumsum(0)
         point = torch.rand((), generator=self._rng, dtype=torch.float64) * edges[-1]
         at = int(torch.searchsorted(edges, point, right=True))
-        return min(at, int((weights > 0).nonzero()[-1]))
+        return at if at < len(edges) else int((weights > 0).nonzero()[-1])  # where rounding made it the end
 
 
 def _added(params: SamplingParams, vocab_size: int) -> Tensor | None:

@@ -78,8 +78,9 @@ class PromptLookup:
 class DraftModel:
     """A smaller model with the same vocabulary, which guesses what it would say itself."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder, vocab_size: int) -> None:
+        """`vocab_size`: of the model that it guesses for; of embeddings the one may have more rows."""
+        self.decoder, self.vocab_size = decoder, vocab_size
         self._texts: dict[int, tuple[KVCache, list[int]]] = {}
 
     def kind(self, number: int, token_ids: Ids[int]) -> int | None:  # noqa: ARG002 -- all are alike
@@ -101,7 +102,7 @@ class DraftModel:
             for at in range(cache.length, len(text), PREFILL):
                 tokens = torch.tensor([text[at : at + PREFILL]], device=decoder.device)
                 hidden = decoder.hidden(tokens, cache, longest=len(ids) + most)
-            guesses.append(int(decoder.logits(hidden[:, -1]).float().argmax()))
+            guesses.append(int(decoder.logits(hidden[0, -1])[: self.vocab_size].float().argmax()))
         self._texts[number] = cache, (ids + guesses)[: cache.length]
         return guesses
 

@@ -21,8 +21,8 @@ from paragone.ops.rope import rotate_, rotate_pairs_
 @dataclass(frozen=True)
 class View:
     """What the queries of one step see, for one kind of layer: the slots from `first` on, up to their own,
-    at most `window` of them. `allowed` (B, 1, T, keys) says it in full where a batch is padded or slots are
-    seen by chunks; `bias` (B, H, keys) is added to the scores of every key."""
+    at most `window` of them. `allowed` (1, 1, T, keys) says it in full where slots are seen by chunks; `bias`
+    (B, H, keys) is added to the scores of every key."""
 
     first: int
     window: int | None
@@ -31,32 +31,17 @@ class View:
 
 
 def make_view(
-    start: int,
-    length: int,
-    window: int | None,
-    left_padding_B: Tensor | None,
-    chunk: int | None = None,
-    device: torch.device | None = None,
+    start: int, length: int, window: int | None, chunk: int | None = None, device: torch.device | None = None
 ) -> View:
-    """The view of `length` tokens that enter at slot `start`. Padding is seen by nothing but itself, lest
-    its own softmax be empty."""
-    reach = window or chunk
-    first = 0 if reach is None else max(0, start - reach + 1)
-    if chunk is not None and left_padding_B is None:
-        first = start // chunk * chunk
-    if left_padding_B is None and (chunk is None or start + length <= first + chunk):
-        return View(first, window)
+    """The view of `length` tokens that enter at slot `start`."""
+    if chunk is None:
+        return View(0 if window is None else max(0, start - window + 1), window)
+    first = start // chunk * chunk
+    if start + length <= first + chunk:
+        return View(first, None)
     q = torch.arange(start, start + length, device=device)[:, None]
     k = torch.arange(first, start + length, device=device)
-    allowed = k <= q if window is None else (k <= q) & (k > q - window)
-    if left_padding_B is None:
-        assert chunk is not None  # noqa: S101 -- or it would have returned above
-        return View(first, window, (allowed & (k // chunk == q // chunk))[None, None])
-    padding = left_padding_B[:, None, None]
-    allowed = allowed & (k >= padding)
-    if chunk is not None:
-        allowed &= (k - padding) // chunk == (q - padding) // chunk
-    return View(first, window, (allowed | (k == q))[:, None])
+    return View(first, None, ((k <= q) & (k // chunk == q // chunk))[None, None])
 
 
 class Memory(Protocol):

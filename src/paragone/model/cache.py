@@ -31,8 +31,8 @@ class KVCache:
     """For each layer, keys and values (B, 2K, capacity, E), the K key heads first, of the slots from its
     `first` up to `length`.
 
-    All rows share the slot numbers: shorter prompts are padded on the left. Layers with a sliding window or
-    with chunks let go of the slots that no later query can see.
+    All rows share the slot numbers. Layers with a sliding window or with chunks let go of the slots that no
+    later query can see.
     """
 
     def __init__(

@@ -74,21 +74,15 @@ class Decoder:
         self,
         ids_BT: Tensor,
         cache: KVCache | None = None,
-        left_padding_B: Tensor | None = None,
-        positions_BT: Tensor | None = None,
         longest: int | None = None,
     ) -> Tensor:
-        """Final hidden states (B, T, D). Appends to the cache; positions are slots less the left padding
-        unless given. `longest`: the length of the whole text of which these tokens are a part."""
+        """Final hidden states (B, T, D). Appends to the cache. `longest`: the length of the whole text of
+        which these tokens are a part."""
         T = ids_BT.shape[1]
         start = 0 if cache is None else cache.length
         slots = torch.arange(start, start + T, device=ids_BT.device)[None]
-        if positions_BT is None:
-            positions_BT = slots
-            if left_padding_B is not None:
-                positions_BT = (slots - left_padding_B[:, None]).clamp_min(0)
-        cos_sin = [rope.cos_sin(positions_BT, self.dtype, longest) for rope in self.ropes]
-        views = self._views(start, T, left_padding_B, ids_BT.device)
+        cos_sin = [rope.cos_sin(slots, self.dtype, longest) for rope in self.ropes]
+        views = self._views(start, T, ids_BT.device)
         if cache is not None:
             cache.reserve(start + T)
         hidden = self.run(ids_BT, cos_sin, slots, Contiguous(self.spec, cache, views))
@@ -111,20 +105,16 @@ class Decoder:
             x = self.blocks[index](x, Step(turn, slots_BT, memory, index))
         return self.final_norm(x)
 
-    def _views(
-        self, start: int, length: int, left_padding_B: Tensor | None, device: torch.device
-    ) -> dict[str, View]:
+    def _views(self, start: int, length: int, device: torch.device) -> dict[str, View]:
         """What each kind of layer that the model has may see."""
         spec = self.spec
         views: dict[str, View] = {}
         for kind in {layer.attention for layer in spec.layers}:
             window = spec.sliding_window if kind == "sliding" else None
             chunk = spec.attention_chunk if kind == "chunked" else None
-            views[kind] = make_view(start, length, window, left_padding_B, chunk, device)
+            views[kind] = make_view(start, length, window, chunk, device)
         if spec.alibi is not None and self.slopes is not None:
             slots = torch.arange(start + length, device=device)[None]
-            if left_padding_B is not None:
-                slots = (slots - left_padding_B[:, None]).clamp_min(0)
             slopes = self.slopes.to(device)
             bias = alibi_bias(spec.alibi, slopes, slots, spec.attention_scale, self.dtype)
             views = {kind: replace(view, bias=bias) for kind, view in views.items()}
@@ -136,12 +126,6 @@ class Decoder:
         cap = self.spec.final_logit_softcapping
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def __call__(
-        self,
-        ids_BT: Tensor,
-        cache: KVCache | None = None,
-        left_padding_B: Tensor | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of every token."""
-        return self.logits(self.hidden(ids_BT, cache, left_padding_B, positions_BT))
+        return self.logits(self.hidden(ids_BT, cache))

@@ -46,6 +46,10 @@ class PagedCache:
             torch.empty((num_blocks[pool], *shape), dtype=row_type, device=device) for pool in self.pool_of
         ]
 
+        self.block_bytes = [
+            block_bytes(spec, reach, block_size, dtype, eight_bit=eight_bit) for reach in self.reaches
+        ]
+
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
@@ -136,7 +140,7 @@ class PagedStep:
         for part, table in zip(self.parts[singles:], self.tables[pool], strict=True):
             window = self.cache.spec.sliding_window if kind == "sliding" else None
             chunk = self.cache.spec.attention_chunk if kind == "chunked" else None
-            view = make_view(part.start, part.count, window, None, chunk, q_BTHE.device)
+            view = make_view(part.start, part.count, window, chunk, q_BTHE.device)
             end = part.start + part.count
             k, v = read_slots(cache, table, view.first, end, q_BTHE.dtype).chunk(2, dim=1)
             bias = None if self.bias is None else self.bias[None, :, view.first : end].to(q_BTHE.dtype)

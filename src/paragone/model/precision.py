@@ -11,6 +11,12 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BYTES_A_NUMBER: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
 
 
+def split_precision(name: str) -> tuple[str, Precision | None]:
+    """MODEL or MODEL:PRECISION, apart."""
+    base, _, last = name.rpartition(":")
+    return (base, last) if base and last in PRECISIONS else (name, None)
+
+
 def check_precision(name: str) -> Precision:
     """The precision of a name, or UsageError."""
     if name not in PRECISIONS:

@@ -17,8 +17,8 @@ from paragone.kernels import native
 from paragone.ops.choose import has_kernels, is_deterministic, kernels_for, use_fast
 
 GROUP = 32  # inputs that share a scale in int4; GGUF's 4-bit types use the same
-# Up to here the kernels' products are the faster ones. Where they multiply bfloat16 in pairs, that is far beyond
-# the point where reading the weight is what takes the time.
+# Up to here the kernels' products are the faster ones. Where they multiply bfloat16 in pairs, that is far
+# beyond the point where reading the weight is what takes the time.
 FEW_ROWS = {"bf16": 96 if native is not None and native.pairs else 8, "int8": 2, "int4": 16}
 MANY_ROWS = 48  # where PyTorch's own int8 product falls behind one in bfloat16
 WIDEN = 1 << 19  # codes widened at a time: they stay in the cache

@@ -95,6 +95,16 @@ class Tokenizer:
         """Whether the vocabulary has this id. Embeddings often have more rows, and vocabularies holes."""
         return 0 <= token_id < 1 << 32 and self.backend.has_token(token_id)
 
+    def differs_from(self, other: "Tokenizer") -> int | None:
+        """The first id that stands for something else there, None where the two agree on all that both
+        know."""
+        for token_id in range(min(self.vocab_size, other.vocab_size)):
+            here = self.knows(token_id) and self.backend.token_bytes(token_id)
+            there = other.knows(token_id) and other.backend.token_bytes(token_id)
+            if here != there or self.is_special(token_id) != other.is_special(token_id):
+                return token_id
+        return None
+
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token."""
         return token_id in self._special_ids
