@@ -29,7 +29,7 @@ class Finding:
 
 
 def workload(model: Model, count: int = 8, seed: int = 0) -> list[Request]:
-    """Prompts of 8 to 180 tokens, half of them with the same beginning, half of them greedy."""
+    """Prompts of 8 to 180 tokens, half of them with the same beginning, half greedy, some that repeat."""
     rng = random.Random(seed)  # noqa: S311 -- a workload, no secret
     vocabulary = model.decoder.spec.vocab_size
     longest = min(180, model.context // 2)
@@ -37,6 +37,7 @@ def workload(model: Model, count: int = 8, seed: int = 0) -> list[Request]:
     out = []
     for n in range(count):
         own = [rng.randrange(vocabulary) for _ in range(rng.randrange(8, longest - len(shared)))]
+        own = own[: len(own) // 2] * 2 if n % 3 == 0 else own
         params = SamplingParams(
             max_tokens=12, temperature=(0.0, 0.8)[n % 2], top_p=0.95, seed=n, ignore_eos=True, logprobs=4
         )
@@ -57,6 +58,7 @@ def determinism(model: Model) -> Iterator[Finding]:
     yield compare("prompts in chunks of 7", _run(model, replace(STRICT, max_num_batched_tokens=7), asked))
     yield compare("beginnings found in the cache", _run(model, STRICT, [*asked, *asked])[len(asked) :])
     yield compare("preempted", _run(model, replace(STRICT, kv_cache_bytes=_little(model, asked)), asked))
+    yield compare("with guesses from the prompt", _run(model, replace(STRICT, prompt_lookup=True), asked))
     yield compare("joining one by one", _staggered(model, asked))
     threads = torch.get_num_threads()
     try:
