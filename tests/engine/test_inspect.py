@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.cli.main import run
 from paragone.engine.inspect import inspect_model
+from paragone.engine.load import load_model
+from paragone.engine.params import SamplingParams
 from paragone.errors import BadConfiguration
 from tests.real import GEMMA3, SMOLLM2, path_of
 from tests.tiny import CASES
@@ -68,13 +69,12 @@ def test_torch_is_not_needed():
 
 def test_a_known_models_prompt_format(tmp_path, smollm2):
     """A file without a template, by the name of a model that the catalogue knows, is written as that one's."""
-    model = replace(smollm2, name="vicuna-7b-v1.5", tokenizer=replace(smollm2.tokenizer, chat_template=None))
-    assert model.chat("Hello", max_tokens=2).prompt_tokens > 30  # Vicuna's long beginning
-    assert "curious user" in model.tokenizer.chat_template
-    nameless = replace(smollm2, name="mine", tokenizer=replace(smollm2.tokenizer, chat_template=None))
+    folder = tmp_path / "vicuna-7b-v1.5"
+    CASES[0].save(folder)
+    (folder / "tokenizer.json").write_text(smollm2.tokenizer.backend.serialised())
+    known, nameless = load_model(folder, "vicuna-7b-v1.5", "fp32"), load_model(folder, "mine", "fp32")
+    assert "curious user" in known.tokenizer.chat_template
+    assert len(known.chat_request([{"role": "user", "content": "Hello"}], SamplingParams()).prompt_ids) > 30
     with pytest.raises(BadConfiguration, match="no chat template"):
         nameless.chat("Hello", max_tokens=2)
-    CASES[0].save(tmp_path / "vicuna-7b-v1.5")
-    state = smollm2.tokenizer.backend.serialised()
-    (tmp_path / "vicuna-7b-v1.5" / "tokenizer.json").write_text(state)
-    assert inspect_model(tmp_path / "vicuna-7b-v1.5")["text"]["prompt_format"] == "vicuna"
+    assert inspect_model(folder)["text"]["prompt_format"] == "vicuna"

@@ -39,14 +39,12 @@ Ctrl-C stops an answer, not the chat."""
 def command(model: str, **options: Any) -> None:
     """Talks to MODEL by its chat template or a format you name. /help inside shows what else there is."""
     from paragone.cli.shared import load_with_engine, sampling_params
-    from paragone.engine.load import known_format
     from paragone.errors import BadConfiguration, MalformedData
     from paragone.text.chat import RENDERER
 
     params = sampling_params(options)
     RENDERER.start()  # its start-up hides behind the loading
     loaded = load_with_engine(model, options, options["prompt_format"])
-    known_format(loaded.tokenizer, loaded.name)
     if loaded.tokenizer.chat_template is None:
         raise BadConfiguration(
             f"{loaded.name} has no chat template: it is a base model that continues text. "

@@ -209,7 +209,7 @@ SAMPLING: tuple[tuple[str, str, Any, str], ...] = (
         float,
         "Subtracted for every time the answer has a token.",
     ),
-    ("--seed", "seed", int, "Repeats a run's random choices; shown with --verbose."),
+    ("--seed", "seed", int, "Repeats a run's random choices."),
 )
 
 

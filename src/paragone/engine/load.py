@@ -42,7 +42,9 @@ def load_model(
     checkpoint = open_checkpoint(path)
     map_torch()
     tokenizer = load_tokenizer(checkpoint)
-    if prompt_format is not None:
+    if prompt_format is None:
+        known_format(tokenizer, name)
+    else:
         use_format(tokenizer, prompt_format)
     with collector_paused():
         from paragone.engine.model import Model

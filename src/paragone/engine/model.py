@@ -12,7 +12,6 @@ from paragone.checkpoint.checkpoint import Checkpoint
 from paragone.engine.config import EngineConfig
 from paragone.engine.engine import Engine
 from paragone.engine.generation import Front, Generation
-from paragone.engine.load import known_format
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Chunk, Request
 from paragone.errors import ContextLengthExceeded, UsageError
@@ -108,7 +107,6 @@ class Model:
 
     def chat_request(self, messages: Sequence[Message], params: SamplingParams) -> Request:
         """A conversation as the model's own chat template writes it."""
-        known_format(self.tokenizer, self.name)
         ids = encode_chat(self.tokenizer, messages)
         return Request(ids, params, chat=True, stop=self.tokenizer.chat_stop)
 

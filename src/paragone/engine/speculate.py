@@ -15,7 +15,7 @@ from paragone.engine.sequence import Sequence
 from paragone.model.cache import KVCache
 from paragone.model.decoder import Decoder
 
-MOST = 7  # guesses at a time: with the token before them as many rows as the fastest products take
+MOST = 7  # guesses at a time: with the token before them as many as attend one by one
 LONGEST = 4  # tokens that are looked up, and then one less, down to SHORTEST
 SHORTEST = 2
 PREFILL = 512  # tokens that a draft model reads at a time

@@ -1,4 +1,4 @@
-// Products of a few tokens with a weight matrix. They are bound by reading the weight: each byte is read once,
+// Products of tokens with a weight matrix, made for few. They are bound by reading the weight: each byte is read once,
 // in order, a block of rows at a time, and the next block is fetched while this one is multiplied.
 #pragma once
 

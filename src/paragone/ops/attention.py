@@ -60,8 +60,8 @@ def attention(
     softcap: float | None = None,
     bias_BHS: Tensor | None = None,
 ) -> Tensor:
-    """(B, T, H, E). `allowed` overrides what causality and the window allow; it is for padded batches and
-    chunks."""
+    """(B, T, H, E). `allowed` overrides what causality and the window allow; it is for steps that cross from one
+    chunk to the next."""
     B, T, H, E = q_BTHE.shape
     K, S = k_BKSE.shape[1:3]
     plain = softcap is None and bias_BHS is None
@@ -79,10 +79,10 @@ def attention(
             strides = q_BTHE.stride(0), k_BKSE.stride(0), k_BKSE.stride(1)
             kernels.decode_attention(*where, scale, B, H, K, E, S, *strides)
             return out
-    if T == 1 and (allowed is not None or window is None or window >= S):
+    if T == 1 and allowed is None and (window is None or window >= S):
         # The queries that share a head become rows of one product: each key is read once, not H / K times.
         rows = q_BTHE.reshape(B, K, H // K, E)
-        out = F.scaled_dot_product_attention(rows, k_BKSE, v_BKSE, attn_mask=allowed, scale=scale)
+        out = F.scaled_dot_product_attention(rows, k_BKSE, v_BKSE, scale=scale)
         return out.reshape(B, 1, H, E)
     if allowed is None and q_BTHE.device.type == "cpu":
         return _tiled(q_BTHE, k_BKSE, v_BKSE, scale, window, None, None)
