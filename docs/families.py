@@ -15,13 +15,14 @@ Made from the code by `make docs`. A model runs if its files name one of the arc
 Zephyr or a SmolLM is a Llama or a Mistral. `paragone inspect MODEL` says all of this of one model.
 
 - Parity: tiny random models equal the transformers class in float32 to 2e-5 of the logits' standard
-  deviation (figures in [parity.md](parity.md)), whole, cached, in chunks, in blocks; in bfloat16 bit by bit, but
-  for Falcon with ALiBi, whose reference rounds inside a fused operation.
+  deviation (figures in [parity.md](parity.md)), whole, cached, in chunks, in blocks; in bfloat16 bit by bit,
+  but for Falcon with ALiBi, whose reference rounds inside a fused operation.
 - GGUF: the same model written as GGUF gives the logits of its folder.
 - Real tokenizers: ids equal those of their makers' code for Llama 3 and 4, Mistral v1, v2, v3, v7 and Tekken,
   and Qwen; those of another library on the same vocabulary for Llama 2, Gemma 3 and SmolLM2.
 
-Sizes are millions of parameters; `paragone pull` and the report of `paragone compare` say what a licence asks.
+Sizes are millions of parameters; `paragone pull` and the report of `paragone compare` say what a licence
+asks.
 """
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

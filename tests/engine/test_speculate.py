@@ -161,13 +161,13 @@ def simulated(rate, step, rounds=400):
             pass
 
     class Fake:
-        number, token_ids, max_tokens, num_answer, draft = 0, [1], 10**6, 0, []
+        number, token_ids, max_tokens, num_answer, draft, is_prefill = 0, [1], 10**6, 0, [], False
 
     from paragone.engine.scheduler import Scheduled
 
     speculation, sequence, spent, tokens = Speculation(Always()), Fake(), 0.0, 0
     for _ in range(rounds):
-        speculation.guess([sequence])
+        speculation.guess([sequence], lambda _length: 0)
         count = 1 + len(sequence.draft)
         part = Scheduled(sequence, 0, count, count, tuple(sequence.draft))
         accepted = 0

@@ -36,26 +36,6 @@ class EngineConfig:
             raise UsageError(f"kv_cache_bits is {self.kv_cache_bits!r}, not 8 or 16")
 
 
-@dataclass(frozen=True)
-class StepStats:
-    """What one step was: sequences and tokens, and the state after it. Seconds are those of planning, of the
-    decoder and of choosing tokens."""
-
-    running: int
-    waiting: int
-    prefill_tokens: int
-    decode_tokens: int
-    blocks_used: int
-    blocks: int
-    preempted: int
-    prefix_hit_rate: float
-    schedule_s: float
-    compute_s: float
-    sample_s: float
-    guessed: int = 0  # tokens that were checked as guesses, and those that were right
-    accepted: int = 0
-
-
 def num_blocks(decoder: Decoder, config: EngineConfig) -> list[int]:
     """Blocks of each pool: as many tokens as the memory allows; layers with a reach need no more than it for
     every sequence that runs. Raises UsageError where the memory does not hold two."""

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from paragone.engine.answer import Answer, check_request
 from paragone.engine.block_manager import BlockManager, root_hash
-from paragone.engine.config import EngineConfig, StepStats, num_blocks
+from paragone.engine.config import EngineConfig, num_blocks
 from paragone.engine.model_runner import ModelRunner
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Chunk, Completion, Request
 from paragone.engine.sampler import Sampler
 from paragone.engine.scheduler import Batch, Scheduled, Scheduler
 from paragone.engine.sequence import Sequence, Status
-from paragone.engine.speculate import MOST, DraftModel, PromptLookup, Speculation
+from paragone.engine.speculate import DraftModel, PromptLookup, Speculation
+from paragone.engine.stats import StepStats
 from paragone.errors import ContextLengthExceeded
 from paragone.model.decoder import Decoder
 from paragone.model.paged import reaches_of
@@ -149,7 +150,8 @@ class Engine:
         reason "error"; the others go on as if nothing had been."""
         failed: list[Chunk] = []
         begin = time.perf_counter()
-        self._guess()
+        if self.speculation is not None:
+            self.speculation.guess(self.scheduler.running, self.decoder.regime)
         batch = self._plan(failed)
         planned = time.perf_counter()
         computed = self._compute(batch, failed)
@@ -157,29 +159,14 @@ class Engine:
         chunks = failed if computed is None else failed + self._take_all(batch, *computed)
         if batch.scheduled:
             spent = planned - begin, ready - planned, time.perf_counter() - ready
+            accepted, held = 0, sum(map(len, self._held.values()))
             if self.speculation is not None:
+                accepted = self.speculation.accepted_in_step
                 self.speculation.learn(batch.scheduled, sum(spent))
-            self.stats = self._step_stats(batch, *spent)
+            self.stats = StepStats.of(batch, self.scheduler, held, spent, accepted)
             if self.on_step is not None:
                 self.on_step(self.stats)
         return chunks
-
-    def _guess(self) -> None:
-        """Gives the answers that wait for their next token guesses of what it will be."""
-        if self.speculation is None:
-            return
-        regime = self.decoder.regime
-        ready = []
-        for sequence in self.scheduler.running:
-            length = len(sequence.token_ids)
-            if not sequence.is_prefill and regime(length) == regime(length + MOST):
-                ready.append(sequence)
-            sequence.draft = []
-        try:
-            self.speculation.guess(ready)
-        except Exception:  # whatever is the matter with guesses, answers go on without
-            for sequence in ready:
-                sequence.draft = []
 
     def _plan(self, failed: list[Chunk]) -> Batch:
         """The next batch. Where planning fails twice, the newest request is given up for it."""
@@ -288,25 +275,6 @@ class Engine:
 
     def _root(self, tenant: str, length: int) -> bytes:
         return root_hash(tenant, self.decoder.regime(length))
-
-    def _step_stats(self, batch: Batch, schedule_s: float, compute_s: float, sample_s: float) -> StepStats:
-        decode = sum(s.count for s in batch.scheduled if s.num_logits and s.count == s.num_logits)
-        pool = self.blocks.pools[0]
-        return StepStats(
-            len(self.scheduler.running),
-            len(self.scheduler.waiting) + sum(map(len, self._held.values())),
-            batch.num_tokens - decode,
-            decode,
-            pool.num_blocks - pool.num_free,
-            pool.num_blocks,
-            len(batch.preempted),
-            self.blocks.hits / self.blocks.queries if self.blocks.queries else 0.0,
-            schedule_s,
-            compute_s,
-            sample_s,
-            sum(len(part.draft) for part in batch.scheduled),
-            0 if self.speculation is None else self.speculation.accepted_in_step,
-        )
 
     def run(self, requests: Iterable[Request]) -> list[Completion]:
         """All answers of a batch, in the order of the requests; the first of each where there are several."""

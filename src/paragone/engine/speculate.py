@@ -5,6 +5,7 @@ ever, and the guess counts where it is the same. So answers do not change, greed
 """
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import Protocol
 
@@ -124,14 +125,27 @@ class Speculation:
         self._seconds: dict[int, float] = {}  # that a step of so many tokens takes
         self._guess_s = 0.0  # that one guess takes to make
 
-    def guess(self, sequences: Ids[Sequence]) -> None:
-        """Gives the sequences, which all wait for their next token, guesses where they pay."""
+    def guess(self, running: Ids[Sequence], regime: Callable[[int], object]) -> None:
+        """Gives the sequences that wait for their next token guesses of what it will be, where they pay and
+        stay within one `regime` of lengths."""
         self.accepted_in_step = 0
+        ready = []
+        for sequence in running:
+            length = len(sequence.token_ids)
+            if not sequence.is_prefill and regime(length) == regime(length + MOST):
+                ready.append(sequence)
+            sequence.draft = []
+        try:
+            self._guess(ready)
+        except Exception:  # whatever is the matter with guesses, answers go on without
+            for sequence in ready:
+                sequence.draft = []
+
+    def _guess(self, sequences: Ids[Sequence]) -> None:
         costs = self._costs(len(sequences)) if sequences else None
         for sequence in sequences:
             number, ids = sequence.number, sequence.token_ids
             room = min(MOST, sequence.max_tokens - sequence.num_answer - 1)
-            sequence.draft = []
             if costs is None or room <= 0:
                 continue
             kind = self.proposer.kind(number, ids)

@@ -60,8 +60,8 @@ def attention(
     softcap: float | None = None,
     bias_BHS: Tensor | None = None,
 ) -> Tensor:
-    """(B, T, H, E). `allowed` overrides what causality and the window allow; it is for steps that cross from one
-    chunk to the next."""
+    """(B, T, H, E). `allowed` overrides what causality and the window allow; it is for steps that cross from
+    one chunk to the next."""
     B, T, H, E = q_BTHE.shape
     K, S = k_BKSE.shape[1:3]
     plain = softcap is None and bias_BHS is None
