@@ -55,7 +55,10 @@ def mixed(model: Any, count: int, rate: float) -> dict[str, float]:
         )
 
     def step() -> Iterator[tuple[int, int]]:
-        return ((chunk.index, len(chunk.token_ids)) for chunk in engine.step())
+        for chunk in engine.step():
+            if chunk.finish_reason == "error":
+                sys.exit("a request has failed")
+            yield chunk.index, len(chunk.token_ids)
 
     return serve(poisson(count, rate), add, step)
 

@@ -80,3 +80,8 @@ class BadConfiguration(ParagoneError):
     """A model's configuration asks for what is not known or not supported."""
 
     exit_code = 78
+
+
+def message_of(err: BaseException) -> str:
+    """What went wrong, in a line: our own errors say it, of others the kind is part of it."""
+    return str(err) if isinstance(err, ParagoneError) else f"{type(err).__name__}: {err}"

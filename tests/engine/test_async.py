@@ -92,6 +92,25 @@ def test_closing_ends_what_runs(smollm2, engine):
     assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
+def test_who_waits_to_be_put_in_line_hears_of_the_end(smollm2, engine):
+    async def main():
+        front = AsyncEngine(engine)
+        gate = threading.Event()
+        front._tell(gate.wait)  # holds the thread up
+        await asyncio.sleep(0.1)
+        task = asyncio.create_task(
+            collect(front, Request(smollm2.encode("One"), SamplingParams(max_tokens=2)))
+        )
+        await asyncio.sleep(0.1)
+        front._closing = True
+        gate.set()
+        with pytest.raises(ParagoneError, match="the engine is closed"):
+            await task
+        await asyncio.to_thread(front.close)
+
+    asyncio.run(main())
+
+
 def test_the_package_names_what_it_exports():
     for name in paragone.__all__:
         assert getattr(paragone, name) is not None

@@ -36,6 +36,10 @@ PROMPTS = [
     {"prompt": "x " * 9000},
     {"prompt": "logit", "logit_bias": {"17": 100.0}, "max_tokens": 2},
     {"prompt": "bad", "temperature": -1},
+    {"messages": ["hi"]},
+    {"messages": {"role": "user", "content": "hi"}},
+    {"prompt": "bad", "temperature": 10**400},
+    {"prompt": "The sky is", "n": 3, "temperature": 1.0, "seed": 9, "prompt_logprobs": 1, "ignore_eos": True},
 ]
 
 
@@ -47,8 +51,8 @@ def test_every_prompt_has_one_answer(smollm2, tmp_path):
     )
     answers.close()
     by_index = {line["index"]: line for line in lines_of(target)}
-    assert sorted(by_index) == list(range(7))
-    assert failed == 2
+    assert sorted(by_index) == list(range(11))
+    assert failed == 5
     assert by_index[0]["id"] == "a"
     assert by_index[0]["text"] == smollm2.generate("The sky is", max_tokens=8).text
     assert by_index[1]["tokens"] == 2
@@ -57,7 +61,12 @@ def test_every_prompt_has_one_answer(smollm2, tmp_path):
     assert "context is 8192" in by_index[4]["error"]
     assert by_index[5]["tokens"] == 2
     assert "temperature is -1" in by_index[6]["error"]
-    assert seen[-1] == (7, 7)
+    assert "message 1: needs a role" in by_index[7]["error"]
+    assert "is a list of messages, not dict" in by_index[8]["error"]
+    assert "temperature is 1000" in by_index[9]["error"]
+    assert [c["seed"] for c in by_index[10]["choices"]] == [9, 10, 11]
+    assert len(by_index[10]["prompt_logprobs"]) == len(smollm2.encode("The sky is")) - 1
+    assert seen[-1] == (11, 11)
 
 
 def test_half_a_line_is_written_anew(smollm2, tmp_path):

@@ -177,6 +177,37 @@ def test_long_prompts_do_not_hold_up_answers():
             scheduler.commit(part, [3] * part.num_logits)
 
 
+def test_guesses_take_nobody_s_token():
+    scheduler = Scheduler(BlockManager([None], [100], 4, find_prefixes=False), 8, 16)
+    sequences = [Sequence(n, [1, 2], SamplingParams(), 50, scheduler.blocks.new_slots()) for n in range(4)]
+    for s in sequences:
+        scheduler.add(s)
+    for _ in range(2):
+        batch = scheduler.schedule()
+        assert {part.sequence.number for part in batch.scheduled} == {0, 1, 2, 3}
+        for part in batch.scheduled:
+            scheduler.commit(part, [5] if part.num_logits else [])
+        for s in sequences:
+            s.draft = [5] * 7
+    assert batch.num_tokens <= 16
+
+
+def test_what_waits_is_hashed_once(monkeypatch):
+    from paragone.engine import block_manager
+
+    hashed, original = [], block_manager.hash_blocks
+    monkeypatch.setattr(block_manager, "hash_blocks", lambda *a: hashed.append(a[3] - a[2]) or original(*a))
+    scheduler = Scheduler(BlockManager([None], [20], 4, find_prefixes=True), 8, 60)
+    for n in range(2):
+        scheduler.add(Sequence(n, [n] * 60, SamplingParams(), 15, scheduler.blocks.new_slots()))
+    for _ in range(10):
+        for part in scheduler.schedule().scheduled:
+            scheduler.commit(part, [7] if part.num_logits else [])
+    assert hashed.count(14) == 2
+    assert sum(hashed) < 60  # and once more as they are computed
+    assert scheduler.blocks.queries == 60
+
+
 def test_hashes_depend_on_all_that_comes_before():
     ids = list(range(12))
     root = root_hash("model", "tenant")

@@ -13,6 +13,7 @@ from paragone.engine.engine import Engine
 from paragone.engine.load import load_model
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Request
+from paragone.engine.scheduler import Scheduled
 from paragone.engine.speculate import DraftModel, PromptLookup, Speculation
 from paragone.errors import UsageError
 from paragone.model.load import load_decoder
@@ -145,16 +146,23 @@ def test_the_latest_place_is_looked_up():
     assert not lookup._places.keys() & {0}
 
 
-def simulated(rate, step, rounds=400):
-    """Tokens a second with and without guesses that are right with a probability, where a step of n tokens takes
-    step(n)."""
-    rng = random.Random(1)
+def simulated(rate, step, rounds=400, guess_s=0.0, reading_s=0.0):
+    """How many times as fast with guesses that are right with a probability, where a step of n tokens takes
+    step(n), a guess guess_s, and reading the prompt before the first of them reading_s."""
+    rng, clock = random.Random(1), [0.0]
 
     class Always:
+        read = False
+
         def kind(self, number, token_ids):
             return 3
 
+        def behind(self, number, token_ids):
+            return 0 if self.read else 1000
+
         def propose(self, number, token_ids, most):
+            clock[0] += guess_s * most + (0 if self.read else reading_s)
+            self.read = True
             return [0] * most
 
         def forget(self, number):
@@ -163,11 +171,13 @@ def simulated(rate, step, rounds=400):
     class Fake:
         number, token_ids, max_tokens, num_answer, draft, is_prefill = 0, [1], 10**6, 0, [], False
 
-    from paragone.engine.scheduler import Scheduled
-
     speculation, sequence, spent, tokens = Speculation(Always()), Fake(), 0.0, 0
     for _ in range(rounds):
-        speculation.guess([sequence], lambda _length: 0)
+        begin = clock[0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(speculate.time, "perf_counter", lambda: clock[0])
+            speculation.guess([sequence], lambda _length: 0)
+        guessing = clock[0] - begin
         count = 1 + len(sequence.draft)
         part = Scheduled(sequence, 0, count, count, tuple(sequence.draft))
         accepted = 0
@@ -175,8 +185,8 @@ def simulated(rate, step, rounds=400):
             accepted += 1
         if sequence.draft:
             speculation.checked(part, accepted)
-        speculation.learn([part], step(count))
-        spent += step(count)
+        speculation.learn([part], step(count) + guessing)
+        spent += step(count) + guessing
         tokens += 1 + accepted
     return tokens / spent * step(1), speculation
 
@@ -192,6 +202,53 @@ def test_it_switches_itself_off_where_it_does_not_pay():
     gained, speculation = simulated(0.8, lambda n: 1.0 + 0.2 * n)
     assert gained > 1.3
     assert speculation.saved_s > 0
+
+
+def test_a_draft_model_s_time_is_counted_once():
+    flat = lambda _n: 20.0  # noqa: E731 -- as where reading the weights is all
+    plain, dear = simulated(0.75, flat, guess_s=1.0)[0], simulated(0.75, flat, guess_s=8.0)[0]
+    assert plain > 2.2
+    assert dear > 1.15
+    # What the first guess takes to read the prompt says nothing about the others.
+    assert simulated(0.75, flat, rounds=4000, guess_s=1.0, reading_s=2000.0)[0] > 0.93 * plain
+
+
+def test_a_draft_model_keeps_to_its_memory(decoder, smollm2_tokenizer, always):
+    asked = repeating(decoder, 6)
+    few = replace(CONFIG, prompt_lookup=False, kv_cache_bytes=2 * barely(decoder, asked, 4))
+    engine = Engine(decoder, smollm2_tokenizer, few, decoder)
+    draft = engine.speculation.proposer
+    most = 0
+
+    def watch(_step):
+        nonlocal most
+        most = max(most, sum(cache.layers[0].shape[2] for cache, _ in draft._texts.values()))
+        running = {sequence.number for sequence in engine.scheduler.running}
+        assert running.issuperset(draft._texts) or engine.scheduler.num_preemptions
+
+    for completion, request in zip(run_all(engine, asked, between=watch), asked, strict=True):
+        assert_same(completion, truth(decoder, request))
+    assert 0 < most <= draft.max_tokens + 128  # caches are counted in steps of 64
+
+
+def test_nothing_is_guessed_behind_the_end(smollm2):
+    """What comes after an end, guessed rightly or not, is nobody's business: no mask and no error of it."""
+    end = 7
+
+    def allowed(ids):
+        mask = torch.zeros(10, dtype=torch.bool)
+        mask[end] = not ids  # nothing is allowed behind the end
+        return mask
+
+    for stop_ids in ((end,), ()):
+        params = SamplingParams(max_tokens=5, stop_token_ids=stop_ids, ignore_eos=True)
+        request = Request([1, 2, 3], params, allowed=allowed)
+        engine = Engine(smollm2.decoder, smollm2.tokenizer, CONFIG)
+        number = engine.add(request)
+        answer = engine._answers[number]
+        part = Scheduled(answer.sequence, 2, 3, 3, (end, end))
+        tokens, _ = answer.choose(part, torch.zeros(3, 10), [0, 0, 0])
+        assert tokens == [end]
 
 
 def test_what_goes_wrong_with_guesses_costs_no_answer(decoder, smollm2_tokenizer, always, monkeypatch):
@@ -220,6 +277,5 @@ def test_real_text(smollm2):
     assert guessed.accepted_tokens > 0
     assert torch.is_inference_mode_enabled() is False
     assert speculate.MOST == 7
-    assert isinstance(
-        DraftModel(smollm2.decoder, smollm2.decoder.spec.vocab_size).propose(0, [1, 2, 3], 4), list
-    )
+    draft = DraftModel(smollm2.decoder, smollm2.decoder.spec.vocab_size, 1000)
+    assert isinstance(draft.propose(0, [1, 2, 3], 4), list)

@@ -215,6 +215,20 @@ def test_paged_attention(heads, eight_bit, extra):
         assert (got[n].double() - want).abs().max() <= 1.01 * STEP * want.abs().max() + 1e-5
 
 
+def test_many_queries_over_many_slots():
+    """More than there is room for at a time: in turns, and each as if it were alone."""
+    H, E, slots, count = 4, 64, 2300, 2000
+    cache = torch.randn(-(-slots // 16), 2, 16, E).bfloat16()
+    q = torch.randn(count, H, E).bfloat16()
+    table = torch.arange(len(cache), dtype=torch.int32)
+    first, last = torch.zeros(count, dtype=torch.int32), torch.randint(1, slots, (count,), dtype=torch.int32)
+    together = paged_attention(q, cache, table.expand(count, -1).contiguous(), first, last, 0.1)
+    for n in (0, 1, 999, 1000, 1024, 1999):
+        one = slice(n, n + 1)
+        alone = paged_attention(q[one], cache, table[None].contiguous(), first[one], last[one], 0.1)
+        assert torch.equal(together[one], alone)
+
+
 def test_eight_bit_rows_hold_what_they_can():
     x = torch.randn(50, 3, 64) * torch.logspace(-8, 8, 50)[:, None, None]
     x[0] = 0.0

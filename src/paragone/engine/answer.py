@@ -10,7 +10,7 @@ from paragone.engine.request import Chunk, Completion, FinishReason, Request, To
 from paragone.engine.sampler import Sampler
 from paragone.engine.scheduler import Scheduled
 from paragone.engine.sequence import Sequence
-from paragone.errors import ContextLengthExceeded, ParagoneError, UsageError
+from paragone.errors import ContextLengthExceeded, UsageError, message_of
 from paragone.model.spec import ModelSpec
 from paragone.text.stream import TextStream
 from paragone.text.tokenizer import Tokenizer
@@ -65,15 +65,21 @@ class Answer:
 
     def choose(self, part: Scheduled, rows: Tensor, best: list[int]) -> tuple[list[int], list[TokenLogprobs]]:
         """The next tokens from their logits: one, and one more for each guess that turns out right."""
+        # Behind the answer's end, and where anything goes wrong after the first, is the next step's to see.
         tokens: list[int] = []
         entries: list[TokenLogprobs] = []
         for at in range(part.num_logits):
             allowed = self.request.allowed
-            mask = None if allowed is None else allowed([*self.sequence.answer_ids, *tokens])
-            token, logprobs = self.sampler.choose(rows[at], best[at], mask)
+            try:
+                mask = None if allowed is None else allowed([*self.sequence.answer_ids, *tokens])
+                token, logprobs = self.sampler.choose(rows[at], best[at], mask)
+            except Exception:
+                if not tokens:
+                    raise
+                break
             tokens.append(token)
             entries += [logprobs] if logprobs else []
-            if at < len(part.draft) and part.draft[at] != token:
+            if token in self.stop_ids or (at < len(part.draft) and part.draft[at] != token):
                 break
         return tokens, entries
 
@@ -124,9 +130,8 @@ class Answer:
 
     def fail(self, err: Exception) -> Chunk:
         """Ends it because something happened to it."""
-        known = isinstance(err, ParagoneError)
         self.completion.finish_reason = "error"
-        self.completion.error = str(err) if known else f"{type(err).__name__}: {err}"
+        self.completion.error = message_of(err)
         return self._chunk("", (), (), "error")
 
     def _chunk(

@@ -110,7 +110,8 @@ class AsyncEngine:
             with self._wake:
                 self._closing = True
             for _, future in self._asked:
-                future.cancel()
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(ParagoneError("the engine is closed"))
             for number, box in list(self._boxes.items()):
                 for chunk in self.engine.abort(number):
                     box(chunk)

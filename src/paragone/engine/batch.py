@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from paragone import limits
+from paragone.engine.generation import interrupts_waiting
 from paragone.engine.model import Model
 from paragone.engine.params import SamplingParams
-from paragone.engine.request import Completion, Request
-from paragone.errors import MalformedData, NotFound, ParagoneError, UsageError, WriteFailed
+from paragone.engine.request import Completion, Request, TokenLogprobs
+from paragone.errors import MalformedData, NotFound, UsageError, WriteFailed, message_of
 
 AHEAD = 256  # prompts that are in line beside those that run
 FIELDS = {field.name for field in fields(SamplingParams)}
@@ -107,7 +108,7 @@ def answer_file(
 ) -> int:
     """Answers all prompts that have none yet; `progress` is told how many are done. Returns how many failed:
     a prompt that cannot be answered gets a line that says why, and the others go on. Raises MalformedData
-    where the answers belong to other prompts."""
+    where the answers belong to other prompts. The model's engine has nothing else to do meanwhile."""
     if max(answers.done, default=-1) >= len(prompts):
         last = max(answers.done)
         raise MalformedData(
@@ -116,24 +117,27 @@ def answer_file(
     engine = model.engine
     waiting = ((i, p) for i, p in enumerate(prompts) if i not in answers.done)
     places: dict[int, int] = {}
-    ended: dict[int, list[Completion]] = {}
+    ended: dict[int, dict[int, Completion]] = {}
     failed = 0
     progress(len(answers.done), len(prompts))
     try:
         while True:
-            failed += _fill(model, waiting, places, answers, params)
+            with interrupts_waiting():
+                failed += _fill(model, waiting, places, answers, params)
+                chunks = engine.step() if places else []
             progress(len(answers.done), len(prompts))
             if not places:
                 return failed
-            for chunk in engine.step():
+            for chunk in chunks:
                 if chunk.completion is None or chunk.index not in places:
                     continue
-                done = ended.setdefault(chunk.index, [])
-                done.append(chunk.completion)
+                done = ended.setdefault(chunk.index, {})
+                done[chunk.choice] = chunk.completion
                 if len(done) == chunk.completion.params.n:
-                    index = places.pop(chunk.index)
-                    failed += any(completion.error for completion in done)
-                    answers.write(_line(index, prompts[index], ended.pop(chunk.index)))
+                    failed += any(completion.error for completion in done.values())
+                    index = places[chunk.index]
+                    answers.write(_line(index, prompts[index], [done[choice] for choice in sorted(done)]))
+                    del places[chunk.index], ended[chunk.index]
     finally:
         for number in places:
             engine.abort(number)
@@ -155,9 +159,9 @@ def _fill(
         index, prompt = found
         try:
             places[model.engine.add(_request(model, prompt, params))] = index
-        except (ParagoneError, TypeError, ValueError) as err:
+        except Exception as err:  # whatever is the matter with one line, the others go on
             refused += 1
-            answers.write(_named(index, prompt) | {"error": str(err)})
+            answers.write(_named(index, prompt) | {"error": message_of(err)})
     return refused
 
 
@@ -185,8 +189,15 @@ def _line(index: int, prompt: dict[str, Any], done: list[Completion]) -> dict[st
         {"text": c.text, "finish_reason": c.finish_reason, "tokens": len(c.token_ids)}
         | ({"error": c.error} if c.error else {})
         | ({"seed": c.params.seed} if c.params.seed is not None else {})
-        | ({"logprobs": [[e.token_id, e.logprob, list(e.top)] for e in c.logprobs]} if c.logprobs else {})
+        | ({"logprobs": _entries(c.logprobs)} if c.logprobs else {})
         for c in done
     ]
-    body = shown[0] if len(shown) == 1 else {"choices": shown}
-    return _named(index, prompt) | body | {"prompt_tokens": first.prompt_tokens}
+    body: dict[str, Any] = shown[0] if len(shown) == 1 else {"choices": shown}
+    body["prompt_tokens"] = first.prompt_tokens
+    if first.params.prompt_logprobs is not None:
+        body["prompt_logprobs"] = _entries(first.prompt_logprobs)
+    return _named(index, prompt) | body
+
+
+def _entries(logprobs: list[TokenLogprobs]) -> list[Any]:
+    return [[entry.token_id, entry.logprob, list(entry.top)] for entry in logprobs]

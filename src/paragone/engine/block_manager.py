@@ -77,6 +77,8 @@ class Slots:
 
     tables: list[list[int]]
     hashes: list[bytes] = field(default_factory=list)
+    known: list[bytes] = field(default_factory=list)  # hashes of its beginning, from `root`, held or not
+    root: bytes = b""
     first: list[int] = field(default_factory=list)  # for each table, entries before this are NONE
 
 
@@ -116,8 +118,12 @@ class BlockManager:
         if not self.find_prefixes:
             return 0
         whole = (len(token_ids) - 1) // self.block_size
-        hashes = hash_blocks(root, token_ids, 0, whole, self.block_size)
-        self.queries += len(token_ids)
+        known = slots.known if slots.root == root else []
+        if len(known) < whole:  # asked in every step until there is room, but hashed once
+            parent = known[-1] if known else root
+            known = known + hash_blocks(parent, token_ids, len(known), whole, self.block_size)
+        slots.known, slots.root = known, root
+        hashes = known[:whole]
         count = self._longest(hashes)
         for at, (reach, pool) in enumerate(zip(self.reaches, self.pools, strict=True)):
             first = self._first_block(reach, count * self.block_size)
@@ -127,15 +133,26 @@ class BlockManager:
                 pool.hold(block)
                 slots.tables[at].append(block)
         slots.hashes = hashes[:count]
-        self.hits += count * self.block_size
         return count * self.block_size
+
+    def count(self, tokens: int, found: int) -> None:
+        """For the hit rate: a sequence of so many tokens has begun, of which so many were found."""
+        if self.find_prefixes:
+            self.queries += tokens
+            self.hits += found
 
     def _longest(self, hashes: Sequence[bytes]) -> int:
         """How many blocks from the beginning on are there, in every pool as far back as its layers look."""
-        found = [[pool.find(digest) is not None for digest in hashes] for pool in self.pools]
+        runs = []  # of each pool, how many blocks in a row are there up to each
+        for pool in self.pools:
+            run, found = 0, []
+            for digest in hashes:
+                run = run + 1 if pool.find(digest) is not None else 0
+                found.append(run)
+            runs.append(found)
         for count in range(len(hashes), 0, -1):
-            spans = (self._first_block(reach, count * self.block_size) for reach in self.reaches)
-            if all(all(there[first:count]) for first, there in zip(spans, found, strict=True)):
+            spans = (count - self._first_block(reach, count * self.block_size) for reach in self.reaches)
+            if all(found[count - 1] >= span for span, found in zip(spans, runs, strict=True)):
                 return count
         return 0
 

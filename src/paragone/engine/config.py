@@ -36,9 +36,10 @@ class EngineConfig:
             raise UsageError(f"kv_cache_bits is {self.kv_cache_bits!r}, not 8 or 16")
 
 
-def num_blocks(decoder: Decoder, config: EngineConfig) -> list[int]:
+def num_blocks(decoder: Decoder, config: EngineConfig, draft: Decoder | None = None) -> list[int]:
     """Blocks of each pool: as many tokens as the memory allows; layers with a reach need no more than it for
-    every sequence that runs. Raises UsageError where the memory does not hold two."""
+    every sequence that runs. A draft model gets memory for as many tokens. Raises UsageError where the memory
+    does not hold two."""
     spec, size = decoder.spec, config.block_size
     reaches = reaches_of(spec)
     eight_bit = config.kv_cache_bits == 8
@@ -46,6 +47,9 @@ def num_blocks(decoder: Decoder, config: EngineConfig) -> list[int]:
     budget = config.kv_cache_bytes
     if budget is None:
         budget = int(CACHE_SHARE * available_memory_bytes())
+    if draft is not None:
+        theirs = sum(block_bytes(draft.spec, reach, size, draft.dtype) for reach in reaches_of(draft.spec))
+        budget = budget * sum(each) // (sum(each) + theirs)
     full = -(-spec.max_position_embeddings // size) * config.max_num_seqs
 
     def counts(blocks: int) -> list[int]:

@@ -8,6 +8,7 @@ while engine.has_work():
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
@@ -45,13 +46,13 @@ class Engine:
         self.config = config = config or EngineConfig()
         self.decoder, self.tokenizer = decoder, tokenizer
         reaches = reaches_of(decoder.spec)
-        counts = num_blocks(decoder, config)
+        counts = num_blocks(decoder, config, draft)
         self.blocks = BlockManager(reaches, counts, config.block_size, find_prefixes=config.find_prefixes)
         self.scheduler = Scheduler(self.blocks, config.max_num_seqs, config.max_num_batched_tokens)
         self.runner = ModelRunner(decoder, config, counts)
         self.speculation: Speculation | None = None
         if draft is not None:
-            self.speculation = Speculation(DraftModel(draft, decoder.spec.vocab_size))
+            self.speculation = Speculation(DraftModel(draft, decoder.spec.vocab_size, self.blocks.capacity()))
         elif config.prompt_lookup:
             self.speculation = Speculation(PromptLookup())
         self.stats: StepStats | None = None
@@ -59,7 +60,7 @@ class Engine:
         self._answers: dict[int, Answer] = {}  # by their sequence's number
         # Until their prompt is computed, by the sequence that does it.
         self._held: dict[int, list[Answer]] = {}
-        self._next = 0
+        self.next_number = 0
 
     def describe(self) -> str:
         """What the cache holds, in words."""
@@ -90,7 +91,7 @@ class Engine:
                 f"the prompt has {prompt} tokens and the cache holds {room}: shorten it, or give more memory"
             )
         params = request.params.seeded()
-        limit, number = min(limit, room - prompt), self._next
+        limit, number = min(limit, room - prompt), self.next_number
         answers = [
             self._new_answer(request, params.of_choice(choice), limit, priority, tenant, choice)
             for choice in range(params.n)
@@ -108,7 +109,7 @@ class Engine:
         self, request: Request, params: SamplingParams, limit: int, priority: int, tenant: str, choice: int
     ) -> Answer:
         tokenizer, ids = self.tokenizer, request.prompt_ids
-        own, self._next = self._next, self._next + 1
+        own, self.next_number = self.next_number, self.next_number + 1
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else tokenizer.stop_ids)}
         sequence = Sequence(own, ids, params, limit, self.blocks.new_slots(), priority)
         sequence.root = self._root(tenant, len(ids))
@@ -164,9 +165,17 @@ class Engine:
                 accepted = self.speculation.accepted_in_step
                 self.speculation.learn(batch.scheduled, sum(spent))
             self.stats = StepStats.of(batch, self.scheduler, held, spent, accepted)
-            if self.on_step is not None:
-                self.on_step(self.stats)
+            self._report()
         return chunks
+
+    def _report(self) -> None:
+        if self.on_step is None or self.stats is None:
+            return
+        try:
+            self.on_step(self.stats)
+        except Exception as err:  # the answers must not suffer from who watches
+            self.on_step = None
+            warnings.warn(f"on_step failed and is not called any more: {err}", stacklevel=3)
 
     def _plan(self, failed: list[Chunk]) -> Batch:
         """The next batch. Where planning fails twice, the newest request is given up for it."""
@@ -225,11 +234,14 @@ class Engine:
         for part in batch.scheduled:
             rows, tokens = slice(row, row + part.num_logits), slice(token, token + part.count)
             row, token = rows.stop, tokens.stop
-            answer = self._answers[part.sequence.number]
+            answer = self._answers.get(part.sequence.number)
+            if answer is None:  # aborted since, by a callback
+                continue
             try:
                 chunk = self._take_one(answer, part, hidden[tokens], logits[rows], best[rows])
             except Exception as err:
-                chunk = self._fail(answer, err)
+                gone = part.sequence.number not in self._answers
+                chunk = None if gone else self._fail(answer, err)
             chunks += [chunk] if chunk else []
         return chunks
 
@@ -240,15 +252,17 @@ class Engine:
         if answer.wants_prompt_logprobs:
             self._score_prompt(answer, part, hidden)
         tokens, entries = answer.choose(part, rows, best)
+        if part.sequence.number not in self._answers:  # its own callback has aborted it
+            return None
         if part.draft and self.speculation is not None:
-            answer.completion.guessed_tokens += len(part.draft)
-            answer.completion.accepted_tokens += len(tokens) - 1
             self.speculation.checked(part, len(tokens) - 1)
         self.scheduler.commit(part, tokens)
         if not tokens:
             return None
         self._release(answer)
         chunk = answer.take(tokens, entries)
+        answer.completion.guessed_tokens += len(part.draft)
+        answer.completion.accepted_tokens += min(len(tokens) - 1, len(chunk.token_ids))
         if chunk.finish_reason is not None:
             self._end(answer)
         else:
@@ -278,13 +292,19 @@ class Engine:
 
     def run(self, requests: Iterable[Request]) -> list[Completion]:
         """All answers of a batch, in the order of the requests; the first of each where there are several."""
-        numbers = [self.add(request) for request in requests]
+        numbers: list[int] = []
         done: dict[int, Completion] = {}
-        while len(done) < len(numbers):
-            for chunk in self.step():
-                if chunk.completion is not None and chunk.choice == 0:
-                    done[chunk.index] = chunk.completion
-        return [done[number] for number in numbers]
+        try:
+            for request in requests:
+                numbers.append(self.add(request))
+            while len(done) < len(numbers):
+                for chunk in self.step():
+                    if chunk.completion is not None and chunk.choice == 0:
+                        done[chunk.index] = chunk.completion
+            return [done[number] for number in numbers]
+        finally:  # also of what is left of requests with several answers
+            for number in numbers:
+                self.abort(number)
 
     def check(self) -> None:
         """Raises AssertionError where the engine's state contradicts itself."""

@@ -23,13 +23,18 @@ class Front:
         self._engine: Engine | None = None
         self._boxes: dict[int, deque[Chunk]] = {}
         self._lock = threading.RLock()
+        self._next = 0  # numbers go on where the engine before has left off: old ones name nothing new
+        self._stepping = False
+        self._late: list[int] = []  # aborts that came out of a step itself
 
     @property
     def engine(self) -> Engine:
         """The engine, made now if there is none."""
-        if self._engine is None:
-            self._engine = self._make()
-        return self._engine
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._make()
+                self._engine.next_number = self._next
+            return self._engine
 
     def add(self, requests: Sequence[Request]) -> list[tuple[int, list[Completion]]]:
         """Puts all in line, or none where one is refused: each one's number, and its answers as they grow."""
@@ -51,20 +56,25 @@ class Front:
             while not (chunks := [chunk for number in numbers for chunk in self._empty(number)]):
                 if not all(number in self._boxes for number in numbers):
                     break
-                with _interrupts_waiting():
+                with interrupts_waiting():
                     self._step()
             return chunks
 
     def _step(self) -> None:
+        engine, self._stepping = self.engine, True
         try:
-            chunks = self.engine.step()
+            chunks = engine.step()
         except BaseException:  # a second Ctrl-C: nobody knows how far the step has come
-            self._engine = None
+            self._engine, self._next = None, engine.next_number
             self._boxes.clear()
             raise
+        finally:
+            self._stepping = False
         for chunk in chunks:
             if chunk.index in self._boxes:
                 self._boxes[chunk.index].append(chunk)
+        late, self._late = self._late, []
+        self.abort(late)
 
     def _empty(self, number: int) -> Iterator[Chunk]:
         box = self._boxes.get(number)
@@ -72,16 +82,21 @@ class Front:
             yield box.popleft()
 
     def abort(self, numbers: Sequence[int]) -> list[Chunk]:
-        """Ends requests; their last chunks."""
+        """Ends requests; their last chunks, and those that nobody has taken yet. What the garbage collector
+        ends in the middle of a step waits for its end."""
         with self._lock:
+            if self._stepping:
+                self._late += numbers
+                return []
+            engine, chunks = self._engine, list[Chunk]()
             for number in numbers:
-                self._boxes.pop(number, None)
-            engine = self._engine
-            return [] if engine is None else [chunk for n in numbers for chunk in engine.abort(n)]
+                chunks += self._boxes.pop(number, ())
+                chunks += [] if engine is None else engine.abort(number)
+            return chunks
 
 
 @contextmanager
-def _interrupts_waiting() -> Iterator[None]:
+def interrupts_waiting() -> Iterator[None]:
     """A Ctrl-C ends the step first, so that the engine can go on; a second one does not wait."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -137,18 +152,14 @@ class Generation:
         try:
             while self._open:
                 numbers = list(self._open)
-                if self._cancelled:
-                    chunks = self._front.abort(numbers)
-                    self._open.clear()
-                else:
-                    chunks = self._front.take(numbers)
+                chunks = self._front.abort(numbers) if self._cancelled else self._front.take(numbers)
                 if not chunks:
                     return
                 for chunk in chunks:
                     self._count(chunk)
                     yield replace(chunk, index=self._places[chunk.index])
         finally:  # also where nobody wants the rest
-            self._front.abort(list(self._open))
+            self._front.abort(list(self._places))
             self._open.clear()
 
     def _count(self, chunk: Chunk) -> None:

@@ -1,6 +1,5 @@
 """How tokens are chosen: a request's settings, each checked by name. No torch here."""
 
-import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -108,7 +107,8 @@ def _whole(name: str, value: object, least: int, most: int, *, optional: bool = 
 
 
 def _real(name: str, value: object, least: float, most: float, *, above: bool = False) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    # What is not a number at all lies between no bounds, and a whole number may be too large for a float.
     if not good or not least <= value <= most or (above and value == least):  # type: ignore[operator]
         bounds = f"{'above' if above else 'from'} {least:g} to {most:g}"
         raise UsageError(f"{name} is {value!r}, not a number {bounds}")

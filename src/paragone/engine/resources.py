@@ -7,16 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def available_memory_bytes() -> int:
     """Memory that a new process can have without swapping, as far as the system tells."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         available = _field(meminfo, "MemAvailable") * 1024
-        limit = Path("/sys/fs/cgroup/memory.max")
-        used = Path("/sys/fs/cgroup/memory.current")
+        limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
         if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
-            available = min(available, int(text) - int(used.read_text()))
+            # Pages of files count as used, and are given up for whoever needs memory.
+            stat = limit.with_name("memory.stat")
+            files = (
+                sum(_field(stat, f"{kind}_file") for kind in ("active", "inactive")) if stat.exists() else 0
+            )
+            available = min(available, max(0, int(text) - int(used.read_text()) + files))
         return available
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -55,7 +61,7 @@ def describe_machine() -> dict[str, Any]:
 
 def _field(path: Path, name: str) -> int:
     for line in path.read_text().splitlines():
-        key, _, value = line.partition(":")
+        key, *values = line.replace(":", " ").split()
         if key == name:
-            return int(value.split()[0])
+            return int(values[0])
     return 0

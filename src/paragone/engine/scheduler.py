@@ -66,9 +66,11 @@ class Scheduler:
         batch, budget = Batch(), self.max_num_batched_tokens
         chosen: dict[int, Scheduled] = {}
         # Answers before prompts; each group in its order. A sequence may be preempted by one before it.
-        for sequence in sorted(self.running, key=lambda s: (s.is_prefill, s.order)):
+        in_order = sorted(self.running, key=lambda s: (s.is_prefill, s.order))
+        for place, sequence in enumerate(in_order, 1):
             if sequence.status is Status.RUNNING and budget > 0:
-                budget -= self._take(sequence, budget, chosen, batch)
+                spare = budget - (len(in_order) - place)  # a guess takes nobody's token
+                budget -= self._take(sequence, budget, spare, chosen, batch)
         while self.waiting and budget > 0 and not batch.preempted:
             sequence = self.waiting[0]
             if len(self.running) >= self.max_num_seqs and not self._make_way(sequence, chosen, batch):
@@ -80,10 +82,12 @@ class Scheduler:
         batch.scheduled = sorted(chosen.values(), key=lambda s: (s.count, s.sequence.order))
         return batch
 
-    def _take(self, sequence: Sequence, budget: int, chosen: dict[int, Scheduled], batch: Batch) -> int:
+    def _take(
+        self, sequence: Sequence, budget: int, spare: int, chosen: dict[int, Scheduled], batch: Batch
+    ) -> int:
         """Schedules a running sequence, preempting others if need be; returns how many tokens it got."""
         missing = len(sequence.token_ids) - sequence.computed
-        draft = tuple(sequence.draft[: max(0, budget - missing)]) if missing == 1 else ()
+        draft = tuple(sequence.draft[: max(0, spare - missing)]) if missing == 1 else ()
         wanted = sequence.computed + min(missing + len(draft), budget)
         # A prompt takes what there is; a guess is not worth anybody's place.
         while not (
@@ -107,6 +111,8 @@ class Scheduler:
                 self.blocks.free(sequence.slots)
                 return 0
         self.waiting.pop(0)
+        if sequence.find_prefix:
+            self.blocks.count(len(sequence.token_ids), found)
         sequence.computed, sequence.status = found, Status.RUNNING
         if not sequence.num_answer:
             sequence.cached = found

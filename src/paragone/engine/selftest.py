@@ -13,10 +13,12 @@ from paragone.engine.engine import Engine
 from paragone.engine.model import Model
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Completion, Request
+from paragone.errors import ParagoneError
 from paragone.model.paged import block_bytes, reaches_of
 
 STRICT = EngineConfig(deterministic=True)
 ROUNDS = 3
+ANSWER = 28  # tokens: some blocks more than a prompt takes, or nobody would have to make way
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def workload(model: Model, count: int = 8, seed: int = 0) -> list[Request]:
         own = [rng.randrange(vocabulary) for _ in range(rng.randrange(8, longest - len(shared)))]
         own = own[: len(own) // 2] * 2 if n % 3 == 0 else own
         params = SamplingParams(
-            max_tokens=12, temperature=(0.0, 0.8)[n % 2], top_p=0.95, seed=n, ignore_eos=True, logprobs=4
+            max_tokens=ANSWER, temperature=(0.0, 0.8)[n % 2], top_p=0.95, seed=n, ignore_eos=True, logprobs=4
         )
         out.append(Request((shared if n % 4 < 2 else []) + own, params))
     return out
@@ -50,15 +52,22 @@ def determinism(model: Model) -> Iterator[Finding]:
     asked = workload(model)
     alone = [_run(model, STRICT, [request])[0] for request in asked]
 
-    def compare(what: str, got: list[tuple[Any, Any]]) -> Finding:
-        return Finding(what, sum(a == b for a, b in zip(got, alone, strict=True)), len(asked))
+    def compare(what: str, got: list[Completion]) -> Finding:
+        same = sum(_seen(a) == _seen(b) for a, b in zip(got, alone, strict=True))
+        return Finding(what, same, len(asked))
 
     yield compare("all at once", _run(model, STRICT, asked))
     yield compare("in the opposite order", _run(model, STRICT, asked[::-1])[::-1])
     yield compare("prompts in chunks of 7", _run(model, replace(STRICT, max_num_batched_tokens=7), asked))
-    yield compare("beginnings found in the cache", _run(model, STRICT, [*asked, *asked])[len(asked) :])
-    yield compare("preempted", _run(model, replace(STRICT, kv_cache_bytes=_little(model, asked)), asked))
-    yield compare("with guesses from the prompt", _run(model, replace(STRICT, prompt_lookup=True), asked))
+    again = _run(model, STRICT, [*asked, *asked])[len(asked) :]
+    found = sum(completion.cached_tokens for completion in again)
+    yield compare(f"beginnings found in the cache: {found} tokens", again)
+    engine = Engine(model.decoder, model.tokenizer, replace(STRICT, kv_cache_bytes=_little(model, asked)))
+    preempted = _finish(engine, asked)
+    yield compare(f"preempted {engine.scheduler.num_preemptions} times", preempted)
+    guessing = _run(model, replace(STRICT, prompt_lookup=True), asked)
+    guessed = sum(completion.guessed_tokens for completion in guessing)
+    yield compare(f"with {guessed} guesses from the prompt", guessing)
     yield compare("joining one by one", _staggered(model, asked))
     threads = torch.get_num_threads()
     try:
@@ -89,16 +98,27 @@ def _seen(completion: Completion) -> tuple[Any, Any]:
     return completion.token_ids, completion.logprobs
 
 
-def _run(model: Model, config: EngineConfig, asked: list[Request]) -> list[tuple[Any, Any]]:
-    return [_seen(done) for done in Engine(model.decoder, model.tokenizer, config).run(asked)]
+def _run(model: Model, config: EngineConfig, asked: list[Request]) -> list[Completion]:
+    return _finish(Engine(model.decoder, model.tokenizer, config), asked)
 
 
-def _staggered(model: Model, asked: list[Request]) -> list[tuple[Any, Any]]:
+def _finish(engine: Engine, asked: list[Request]) -> list[Completion]:
+    """All answers; raises ParagoneError where there is none, or all would be alike for the wrong reason."""
+    return [_whole(done) for done in engine.run(asked)]
+
+
+def _whole(completion: Completion) -> Completion:
+    if completion.error is not None:
+        raise ParagoneError(f"an answer broke off: {completion.error}")
+    return completion
+
+
+def _staggered(model: Model, asked: list[Request]) -> list[Completion]:
     """A new request every second step, and a neighbour that is aborted in between."""
     engine = Engine(model.decoder, model.tokenizer, STRICT)
     waiting, disturbing = list(enumerate(asked)), -1
     places: dict[int, int] = {}
-    done: dict[int, tuple[Any, Any]] = {}
+    done: dict[int, Completion] = {}
     while len(done) < len(asked):
         if waiting:
             place, request = waiting.pop(0)
@@ -107,13 +127,13 @@ def _staggered(model: Model, asked: list[Request]) -> list[tuple[Any, Any]]:
             disturbing = engine.add(asked[-1])
         for chunk in [*engine.step(), *engine.step()]:
             if chunk.completion is not None and chunk.index in places:
-                done[places[chunk.index]] = _seen(chunk.completion)
+                done[places[chunk.index]] = _whole(chunk.completion)
     return [done[place] for place in range(len(asked))]
 
 
 def _little(model: Model, asked: list[Request]) -> int:
     """Memory for one and a half of the longest request."""
     spec, size = model.decoder.spec, STRICT.block_size
-    longest = max(len(request.prompt_ids) for request in asked) + 12
+    longest = max(len(request.prompt_ids) for request in asked) + ANSWER
     blocks = int(1.5 * longest / size) + 2
     return blocks * sum(block_bytes(spec, reach, size, model.decoder.dtype) for reach in reaches_of(spec))

@@ -36,8 +36,11 @@ class Proposer(Protocol):
     def propose(self, number: int, token_ids: Ids[int], most: int) -> list[int]:
         """Up to `most` tokens that may come next. Asked after `kind`."""
 
+    def behind(self, number: int, token_ids: Ids[int]) -> int:
+        """How many tokens it must read before it can propose anything."""
+
     def forget(self, number: int) -> None:
-        """The text has ended."""
+        """The text has ended, or does not run any more."""
 
 
 class PromptLookup:
@@ -70,8 +73,12 @@ class PromptLookup:
         place = self._found[number]
         return list(token_ids[place : place + most])
 
+    def behind(self, number: int, token_ids: Ids[int]) -> int:  # noqa: ARG002 -- it has read all in `kind`
+        """None."""
+        return 0
+
     def forget(self, number: int) -> None:
-        """The text has ended."""
+        """What is known of a text."""
         for kept in (self._done, self._places, self._found):
             kept.pop(number, None)
 
@@ -79,20 +86,28 @@ class PromptLookup:
 class DraftModel:
     """A smaller model with the same vocabulary, which guesses what it would say itself."""
 
-    def __init__(self, decoder: Decoder, vocab_size: int) -> None:
-        """`vocab_size`: of the model that it guesses for; of embeddings the one may have more rows."""
-        self.decoder, self.vocab_size = decoder, vocab_size
+    def __init__(self, decoder: Decoder, vocab_size: int, max_tokens: int) -> None:
+        """`vocab_size`: of the model that it guesses for; of embeddings the one may have more rows.
+        `max_tokens`: whose keys and values it may keep, of all texts together."""
+        self.decoder, self.vocab_size, self.max_tokens = decoder, vocab_size, max_tokens
         self._texts: dict[int, tuple[KVCache, list[int]]] = {}
 
-    def kind(self, number: int, token_ids: Ids[int]) -> int | None:  # noqa: ARG002 -- all are alike
-        """One kind, as far as the draft model's context goes."""
-        return 0 if len(token_ids) + MOST <= self.decoder.spec.max_position_embeddings else None
+    def kind(self, number: int, token_ids: Ids[int]) -> int | None:
+        """One kind, as far as the draft model's context and memory go."""
+        length = len(token_ids) + MOST
+        others = sum(2 * len(ids) for other, (_, ids) in self._texts.items() if other != number)
+        fits = others + 2 * length <= self.max_tokens  # a cache that grows has up to twice its tokens
+        return 0 if fits and length <= self.decoder.spec.max_position_embeddings else None
+
+    def behind(self, number: int, token_ids: Ids[int]) -> int:
+        """All of a text that is new to it, else what was said since the last time."""
+        return len(token_ids) - (len(self._texts[number][1]) if number in self._texts else 0)
 
     @torch.inference_mode()
     def propose(self, number: int, token_ids: Ids[int], most: int) -> list[int]:
         """What it would say, greedily."""
         decoder, ids = self.decoder, list(token_ids)
-        cache, known = self._texts.get(number) or (decoder.new_cache(1, len(ids) + 256), [])
+        cache, known = self._texts.get(number) or (decoder.new_cache(1, len(ids) + MOST), [])
         same = next((n for n, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), len(known))
         whole = decoder.regime(len(ids) + most)
         # The last token is always computed, since its logits are wanted.
@@ -108,7 +123,7 @@ class DraftModel:
         return guesses
 
     def forget(self, number: int) -> None:
-        """The text has ended."""
+        """The cache of a text."""
         self._texts.pop(number, None)
 
 
@@ -124,11 +139,16 @@ class Speculation:
         self._idle: dict[int, int] = {}  # chances that were not taken
         self._seconds: dict[int, float] = {}  # that a step of so many tokens takes
         self._guess_s = 0.0  # that one guess takes to make
+        self._guessing_s = 0.0  # that all of this step's have taken
+        self._known: set[int] = set()  # sequences that the proposer knows
 
     def guess(self, running: Ids[Sequence], regime: Callable[[int], object]) -> None:
         """Gives the sequences that wait for their next token guesses of what it will be, where they pay and
         stay within one `regime` of lengths."""
-        self.accepted_in_step = 0
+        self.accepted_in_step, self._guessing_s = 0, 0.0
+        for gone in self._known.difference(sequence.number for sequence in running):
+            self._known.discard(gone)  # preempted: what is known of it takes memory
+            self.proposer.forget(gone)
         ready = []
         for sequence in running:
             length = len(sequence.token_ids)
@@ -148,12 +168,16 @@ class Speculation:
             room = min(MOST, sequence.max_tokens - sequence.num_answer - 1)
             if costs is None or room <= 0:
                 continue
+            self._known.add(number)
             kind = self.proposer.kind(number, ids)
             count = 0 if kind is None else self._worth(number, kind, costs, room)
             if kind is not None and count:
-                begin = time.perf_counter()
+                begin, reads = time.perf_counter(), self.proposer.behind(number, ids)
                 sequence.draft = self.proposer.propose(number, ids, count)
-                self._guess_s = _smooth(self._guess_s, (time.perf_counter() - begin) / count)
+                spent = time.perf_counter() - begin
+                self._guessing_s += spent
+                if reads <= MOST + 1:  # what a whole prompt takes to read is no measure
+                    self._guess_s = _smooth(self._guess_s, spent / count)
                 self._kind[number] = kind
 
     def _costs(self, num_sequences: int) -> list[float] | None:
@@ -187,13 +211,13 @@ class Speculation:
         return best
 
     def learn(self, scheduled: Ids[Scheduled], seconds: float) -> None:
-        """What a step has taken."""
+        """What a step has taken, its guessing included."""
         if any(part.count != part.num_logits for part in scheduled):
             return  # prompts were in it
         tokens, plain = sum(part.count for part in scheduled), self._seconds.get(len(scheduled))
         if tokens > len(scheduled) and plain is not None:
             self.saved_s += plain * (1 + self.accepted_in_step / len(scheduled)) - seconds
-        self._seconds[tokens] = _smooth(self._seconds.get(tokens, 0.0), seconds)
+        self._seconds[tokens] = _smooth(self._seconds.get(tokens, 0.0), seconds - self._guessing_s)
 
     def checked(self, part: Scheduled, accepted: int) -> None:
         """What came of a sequence's guesses."""
@@ -209,6 +233,7 @@ class Speculation:
     def forget(self, number: int) -> None:
         """The sequence has ended."""
         self.proposer.forget(number)
+        self._known.discard(number)
         self._idle.pop(number, None)
         self._kind.pop(number, None)
         for key in [key for key in self._right if key[0] == number]:

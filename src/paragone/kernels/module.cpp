@@ -83,7 +83,8 @@ class Matrix {
         long G = format_ == Format::int4 ? D_ / GROUP : 0;
         bool widens = !(format_ == Format::bf16 && best.pairs);
         thread_local std::vector<float> room;
-        room.resize(M * (D_ + G + N_));
+        size_t needed = M * (D_ + G + (wide_y ? 0 : N_));
+        if (room.size() < needed) room.resize(needed);
         float *wide = room.data(), *sums = wide + M * D_, *out = wide_y ? (float*)y_at : sums + M * G;
         if (widens) best.widen(x, wide, M * D_);
         for (long g = 0; g < M * G; g++) {
@@ -176,17 +177,18 @@ struct Seen {
     long first, count;
 };
 
-constexpr long RUN = 256;  // slots that one task looks at
+constexpr long RUN = 256;        // slots that one task looks at
+constexpr long PARTS = 4 << 20;  // numbers that the parts of long sequences may take at a time
 
 // One query token of each of B sequences, q (B, H, E) with a stride between sequences; out (B, H, E). find(b, k)
 // says which slots a sequence's head k sees, at most `longest` of them. What comes out of a query depends on
 // nothing but itself and its slots.
 template <class Find>
-void attend_all(uintptr_t q_at, uintptr_t out_at, float scale, long B, long H, long K, long E, long q_stride,
+void attend_some(uintptr_t q_at, uintptr_t out_at, float scale, long B, long H, long K, long E, long q_stride,
                 long longest, Scoring scoring, Find find) {
     long group = H / K, runs = (longest + RUN - 1) / RUN, each = group * (E + 2);
     thread_local std::vector<float> room;
-    if (runs > 1) room.resize(B * K * runs * each);
+    if (runs > 1 && (long)room.size() < B * K * runs * each) room.resize(B * K * runs * each);
     float* parts = room.data();  // of every task: sums, the largest score and the sum of exponentials
     auto finish = [&](long head, float* sums, const float* totals) {
         for (long h = 0; h < group; h++) {
@@ -243,6 +245,17 @@ void attend_all(uintptr_t q_at, uintptr_t out_at, float scale, long B, long H, l
             }
         }
     }
+}
+
+// The same for any number of queries: as many at a time as there is room for the parts of.
+template <class Find>
+void attend_all(uintptr_t q, uintptr_t out, float scale, long B, long H, long K, long E, long q_stride,
+                long longest, Scoring scoring, Find find) {
+    long runs = (longest + RUN - 1) / RUN;
+    long step = runs > 1 ? std::max(1L, PARTS / (runs * H * (E + 2))) : B;
+    for (long b = 0; b < B; b += step)
+        attend_some(q + 2 * b * q_stride, out + 2 * b * H * E, scale, std::min(step, B - b), H, K, E, q_stride,
+                    longest, scoring, [&](long n, long k) { return find(b + n, k); });
 }
 
 // Over slots [0, S) that lie in a run.

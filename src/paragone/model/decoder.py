@@ -12,6 +12,7 @@ from paragone.model.linear import Embedding, Linear
 from paragone.model.norm import Norm
 from paragone.model.position import Rope, alibi_bias, alibi_slopes
 from paragone.model.spec import ModelSpec
+from paragone.ops.elementwise import apart
 
 
 class Decoder:
@@ -124,7 +125,7 @@ class Decoder:
         """(..., D) to (..., V), in the activations' type or float32."""
         logits = self.head.unrounded(hidden)
         cap = self.spec.final_logit_softcapping
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return logits if cap is None else apart(torch.tanh, logits / cap) * cap
 
     def __call__(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of every token."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from paragone.model.spec import RopeSpec
+from paragone.ops.elementwise import apart
 
 
 def inverse_frequencies(rope: RopeSpec, dim: int, longest: int = 0) -> tuple[Tensor, float]:
@@ -87,12 +88,12 @@ class Rope:
         """(B, T, 1, dim) each, in `dtype`; sin's first half is negated, as `ops.rope.rotate_` takes it. With
         neighbouring pairs (B, T, 1, dim / 2) in float32, as `ops.rope.rotate_pairs_` takes them. `longest`:
         the positions that the whole text will have, where they are a part of it."""
+        inv, scale = self.inv, self.scale  # others may ask at the same time: nothing is kept
         if self.depends_on_length:
             longest = longest or int(positions_BT.max()) + 1
-            self.inv, self.scale = inverse_frequencies(self.spec, self.dim, longest)
-        self.inv = self.inv.to(positions_BT.device)
-        angles = positions_BT[..., None].float() * self.inv
-        cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
+            inv, scale = inverse_frequencies(self.spec, self.dim, longest)
+        angles = positions_BT[..., None].float() * inv.to(positions_BT.device)
+        cos, sin = apart(torch.cos, angles) * scale, apart(torch.sin, angles) * scale
         if self.spec.pairs:
             return cos.unsqueeze(2), sin.unsqueeze(2)
         cos2, sin2 = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

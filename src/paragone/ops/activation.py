@@ -7,12 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paragone.ops.choose import kernels_for
+from paragone.ops.elementwise import apart
 
 KERNEL_CODES = {"silu": 0, "gelu_tanh": 1}
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation alone. gelu_new and gelu_bloom are gelu_tanh written otherwise: they round otherwise."""
+    """The activation alone."""
+    return apart(lambda piece: _activate(piece, activation), x)
+
+
+def _activate(x: Tensor, activation: str) -> Tensor:
+    """gelu_new and gelu_bloom are gelu_tanh written otherwise: they round otherwise."""
     if activation == "silu":
         return F.silu(x)
     if activation == "gelu_tanh":

@@ -67,8 +67,11 @@ def render_chat(
     heads = tuple({name[:n] for name in names for n in range(1, len(name))})
     tails = tuple({name[n:] for name in names for n in range(1, len(name))})
     cleaned = []
+    if not isinstance(messages, list | tuple):
+        raise UsageError(f"a conversation is a list of messages, not {type(messages).__name__}")
     for i, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
+        found = message if isinstance(message, dict) else {}
+        role, content = found.get("role"), found.get("content")
         if role not in ROLES or not isinstance(content, str):
             raise UsageError(f"message {i + 1}: needs a role ({', '.join(ROLES)}) and a content text")
         content = content.replace(MARK, "")
