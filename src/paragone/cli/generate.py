@@ -86,6 +86,8 @@ def _continue(model: Any, prompt: str, params: Any, *, verbose: bool) -> None:
         click.echo()
     if verbose:
         guesses = f", {completion.accepted_tokens} of {completion.guessed_tokens} guesses right"
+        if model.engine.speculation is not None:
+            guesses += f", {model.engine.speculation.saved_s:.2f} s gained by them"
         error_console().print(
             f"{completion.prompt_tokens} prompt tokens, first token after {completion.ttft_s:.3f} s, "
             f"{len(completion.token_ids)} tokens at {completion.decode_tokens_per_s:.1f}/s, "
