@@ -17,9 +17,10 @@ from paragone.kernels import native
 from paragone.ops.choose import has_kernels, is_deterministic, kernels_for, use_fast
 
 GROUP = 32  # inputs that share a scale in int4; GGUF's 4-bit types use the same
-# Up to here the kernels' products are the faster ones. Where they multiply bfloat16 in pairs, that is far
-# beyond the point where reading the weight is what takes the time.
-FEW_ROWS = {"bf16": 96 if native is not None and native.pairs else 8, "int8": 2, "int4": 16}
+# Up to so many rows of x the kernels' products are the faster ones.
+FEW_ROWS = {"bf16": 8, "int8": 2, "int4": 16}
+# Where the kernels multiply bfloat16 in pairs they are so up to more, and as long as x stays in a near cache.
+PAIRED_ROWS, PAIRED_INPUTS = 16, 96 << 10
 MANY_ROWS = 48  # where PyTorch's own int8 product falls behind one in bfloat16
 WIDEN = 1 << 19  # codes widened at a time: they stay in the cache
 INT4_ROW_MULTIPLE = 16  # PyTorch's int4 product works on blocks of 16 rows
@@ -39,6 +40,8 @@ class KernelMatrix:
         self.matrix = native.Matrix(form, width, rows, bias)
         self.width, self.num_rows, self.bias = width, sum(len(c) for c, _ in parts), bias_N
         self.most = FEW_ROWS[form] * width
+        if form == "bf16" and native.pairs:
+            self.most = max(PAIRED_ROWS * width, PAIRED_INPUTS)
 
     def takes(self, x: Tensor) -> bool:
         """Whether this product is bound by reading the weight, and x one that the kernel takes."""
