@@ -1,7 +1,6 @@
 """Files of prompts: every one answered exactly once, whatever interrupts it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from paragone.cli.main import run
 from paragone.engine.batch import AnswerFile, answer_file, read_prompts
 from paragone.engine.params import SamplingParams
 from paragone.errors import MalformedData
+from tests.cli.test_main import HEEDING
 from tests.real import SMOLLM2, path_of
 
 SMOL = str(path_of(SMOLLM2))
@@ -87,9 +87,9 @@ def test_half_a_line_is_written_anew(smollm2, tmp_path):
 def test_interrupted_and_taken_up_again(kill, tmp_path, smollm2):
     prompts = [{"prompt": f"Number {n}:", "max_tokens": 24, "ignore_eos": True} for n in range(200)]
     source, target = write(tmp_path / "in.jsonl", prompts), tmp_path / "out.jsonl"
-    arguments = [sys.executable, "-m", "paragone", "generate", SMOL, "--input", str(source), "--output", str(target)]  # fmt: skip
-    few = [*arguments, "--max-num-seqs", "4"]  # so that it takes its time
-    process = subprocess.Popen(few, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    arguments = ["generate", SMOL, "--input", str(source), "--output", str(target)]
+    few = [sys.executable, "-c", HEEDING, *arguments, "--max-num-seqs", "4"]  # so that it takes its time
+    process = subprocess.Popen(few, stderr=subprocess.PIPE)
     end = time.monotonic() + 60
     while time.monotonic() < end and (not target.exists() or target.read_bytes().count(b"\n") < 5):
         time.sleep(0.02)
@@ -98,11 +98,11 @@ def test_interrupted_and_taken_up_again(kill, tmp_path, smollm2):
     first = target.read_bytes()
     before = first[: first.rfind(b"\n") + 1]
     assert 5 <= before.count(b"\n") < 200
-    assert run(arguments[3:]) == 0
+    assert run(arguments) == 0
     after = target.read_bytes()
     assert after.startswith(before)
     assert sorted(line["index"] for line in lines_of(target)) == list(range(200))
-    assert run(arguments[3:]) == 0
+    assert run(arguments) == 0
     assert target.read_bytes() == after
 
 
