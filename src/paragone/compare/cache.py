@@ -15,9 +15,8 @@ from paragone.errors import ParagoneError
 
 @dataclass(frozen=True)
 class CacheQuality:
-    """Bits per byte with a cache of `bits`, and the bytes that a block of it takes for each token."""
+    """Bits per byte with a kind of cache, and the bytes that a block of it takes for each token."""
 
-    bits: int
     bits_per_byte: float
     bytes_per_token: float
 
@@ -39,4 +38,4 @@ def cache_quality(model: Model, text: str) -> Iterator[CacheQuality]:
                 raise ParagoneError(answer.error)
             total -= sum(entry.logprob for entry in answer.prompt_logprobs)
         each = sum(engine.runner.cache.block_bytes) / config.block_size
-        yield CacheQuality(bits, total / math.log(2) / size, each)
+        yield CacheQuality(total / math.log(2) / size, each)

@@ -65,7 +65,6 @@ class Answer:
 
     def choose(self, part: Scheduled, rows: Tensor, best: list[int]) -> tuple[list[int], list[TokenLogprobs]]:
         """The next tokens from their logits: one, and one more for each guess that turns out right."""
-        # Behind the answer's end, and where anything goes wrong after the first, is the next step's to see.
         tokens: list[int] = []
         entries: list[TokenLogprobs] = []
         for at in range(part.num_logits):
@@ -76,7 +75,7 @@ class Answer:
             except Exception:
                 if not tokens:
                     raise
-                break
+                break  # what is behind the answer's end must not fail it; if it goes on, the next step raises
             tokens.append(token)
             entries += [logprobs] if logprobs else []
             if token in self.stop_ids or (at < len(part.draft) and part.draft[at] != token):

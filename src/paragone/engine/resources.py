@@ -61,7 +61,7 @@ def describe_machine() -> dict[str, Any]:
 
 def _field(path: Path, name: str) -> int:
     for line in path.read_text().splitlines():
-        key, *values = line.replace(":", " ").split()
-        if key == name:
-            return int(values[0])
+        match line.replace(":", " ").split():
+            case [key, value, *_] if key == name:
+                return int(value)
     return 0
