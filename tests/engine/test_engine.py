@@ -214,7 +214,7 @@ POINTS = {
     "hashing": "paragone.engine.block_manager.hash_blocks",
     "finding": "paragone.engine.block_manager.BlockManager.match",
     "planning": "paragone.engine.scheduler.Scheduler._choose",
-    "gathering": "paragone.engine.model_runner.PagedStep",
+    "gathering": "paragone.model.forward.PagedStep",
     "embedding": "paragone.model.decoder.Decoder.run",
     "attention": "paragone.model.paged.PagedStep.attend",
     "cache": "paragone.model.paged.write_slots",
@@ -339,9 +339,9 @@ MORE_POINTS = [
     "paragone.engine.answer.Answer.choose",
     "paragone.engine.answer.Answer.take",
     "paragone.engine.scheduler.Scheduler.add",
-    "paragone.model.paged.write_slots",
-    "paragone.model.paged.paged_attention",
-    "paragone.model.decoder.Decoder.logits",
+    "paragone.model.plan.Plan._run",
+    "paragone.model.plan.Plan.logits",
+    "paragone.model.decoder.Decoder.embedded",
 ]
 
 

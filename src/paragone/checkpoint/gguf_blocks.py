@@ -145,6 +145,11 @@ class BlockType:
     block_size: int
     type_size: int
     unpack: Callable[[U8], Groups] | None = None  # None for dense types
+    code_bits: int = 8  # that the integers need, and what stands for zero
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.unpack is not None
 
     def dequantize(self, raw: U8) -> F32:
         """Bytes of whole blocks, (..., k * type_size), to float32 (..., k * block_size)."""
@@ -161,14 +166,14 @@ TYPES: tuple[BlockType, ...] = (
     BlockType("F32", 0, 1, 4),
     BlockType("F16", 1, 1, 2),
     BlockType("BF16", 30, 1, 2),
-    BlockType("Q4_0", 2, 32, 18, _unpack_q4_0),
-    BlockType("Q4_1", 3, 32, 20, _unpack_q4_1),
+    BlockType("Q4_0", 2, 32, 18, _unpack_q4_0, code_bits=4),
+    BlockType("Q4_1", 3, 32, 20, _unpack_q4_1, code_bits=4),
     BlockType("Q5_0", 6, 32, 22, _unpack_q5_0),
     BlockType("Q5_1", 7, 32, 24, _unpack_q5_1),
     BlockType("Q8_0", 8, 32, 34, _unpack_q8_0),
-    BlockType("Q2_K", 10, SUPER, 84, _unpack_q2_k),
-    BlockType("Q3_K", 11, SUPER, 110, _unpack_q3_k),
-    BlockType("Q4_K", 12, SUPER, 144, _unpack_q4_k),
+    BlockType("Q2_K", 10, SUPER, 84, _unpack_q2_k, code_bits=4),
+    BlockType("Q3_K", 11, SUPER, 110, _unpack_q3_k, code_bits=4),
+    BlockType("Q4_K", 12, SUPER, 144, _unpack_q4_k, code_bits=4),
     BlockType("Q5_K", 13, SUPER, 176, _unpack_q5_k),
     BlockType("Q6_K", 14, SUPER, 210, _unpack_q6_k),
     BlockType("IQ4_NL", 20, 32, 18, _unpack_iq4_nl),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paragone.checkpoint.gguf_blocks import BlockType
+from paragone.checkpoint.gguf_blocks import BlockType, Groups
 from paragone.errors import MalformedData, NotFound
 
 
@@ -72,6 +72,16 @@ class StoredTensor:
     def gather(self, ids: NDArray[np.int64]) -> NDArray[np.generic]:
         """The rows with these numbers, as `rows` gives them. Only their pages are read."""
         return self._numbers(self._raw_rows()[ids])
+
+    def groups(self, ids: NDArray[np.int64]) -> Groups:
+        """The rows with these numbers, of a quantised type, taken apart: q (n, groups, g), scale and minimum
+        (n, groups)."""
+        assert self.type.unpack is not None  # noqa: S101 -- callers ask only of quantised types
+        raw = self._raw_rows()[ids]
+        groups = self.type.unpack(raw.reshape(-1, self.type.type_size))
+        n, size = len(ids), groups.q.shape[-1]
+        minimum = None if groups.minimum is None else groups.minimum.reshape(n, -1)
+        return Groups(groups.q.reshape(n, -1, size), groups.scale.reshape(n, -1), minimum)
 
     def _raw_rows(self) -> NDArray[np.uint8]:
         raw = np.frombuffer(self.file.buffer, dtype=np.uint8, count=self.nbytes, offset=self.offset)

@@ -52,7 +52,9 @@ class Engine:
         self.runner = ModelRunner(decoder, config, counts)
         self.speculation: Speculation | None = None
         if draft is not None:
-            self.speculation = Speculation(DraftModel(draft, decoder.spec.vocab_size, self.blocks.capacity()))
+            room = min(self.blocks.capacity(), max(counts) * config.block_size)
+            guesser = DraftModel(draft, decoder.spec.vocab_size, room, config.block_size)
+            self.speculation = Speculation(guesser)
         elif config.prompt_lookup:
             self.speculation = Speculation(PromptLookup())
         self.stats: StepStats | None = None
@@ -196,8 +198,7 @@ class Engine:
             if not batch.scheduled:
                 return None
             try:
-                hidden, logits = self.runner.forward(batch)
-                return hidden, logits, logits.float().argmax(-1).tolist()
+                return self.runner.forward(batch)
             except Exception as err:
                 newest = max(batch.scheduled, key=lambda part: part.sequence.number)
                 given_up = [newest] if attempt == 0 else list(batch.scheduled)

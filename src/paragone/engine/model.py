@@ -16,6 +16,7 @@ from paragone.engine.params import SamplingParams
 from paragone.engine.request import Chunk, Request
 from paragone.errors import ContextLengthExceeded, UsageError
 from paragone.model.decoder import Decoder
+from paragone.model.forward import Reader
 from paragone.model.precision import Precision
 from paragone.text.chat import Message, encode_chat
 from paragone.text.tokenizer import Tokenizer
@@ -149,9 +150,10 @@ class Model:
     @torch.inference_mode()
     def position_logits(self, ids: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """(first position, logits (n, V) in float32 on the CPU) for every token but the last."""
-        hidden = self.decoder.hidden(torch.tensor([list(ids[:-1])], device=self.decoder.device))[0]
-        for at in range(0, len(hidden), LOGITS_ROWS):
-            yield at, self.decoder.logits(hidden[at : at + LOGITS_ROWS]).float().cpu()
+        text = Reader(self.decoder, len(ids))
+        for at in range(0, len(ids) - 1, LOGITS_ROWS):
+            hidden = text.read(ids[at : min(at + LOGITS_ROWS, len(ids) - 1)], len(ids) - 1)
+            yield at, text.logits(hidden)[0].float().cpu()
 
 
 def chosen_logprobs(logits_NV: Tensor, ids_N: Tensor) -> Tensor:

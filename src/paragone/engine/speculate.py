@@ -7,14 +7,16 @@ ever, and the guess counts where it is the same. So answers do not change, greed
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from paragone.engine.scheduler import Scheduled
 from paragone.engine.sequence import Sequence
-from paragone.model.cache import KVCache
 from paragone.model.decoder import Decoder
+from paragone.model.forward import BLOCK_SIZE, forward_over
+from paragone.model.paged import PagedCache, Part, reaches_of
 
 MOST = 7  # guesses at a time: with the token before them as many as attend one by one
 LONGEST = 4  # tokens that are looked up, and then one less, down to SHORTEST
@@ -83,48 +85,75 @@ class PromptLookup:
             kept.pop(number, None)
 
 
+@dataclass
+class _Text:
+    """What a draft model knows of a text: where its keys and values lie, and whose they are."""
+
+    blocks: list[int] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
+
+
 class DraftModel:
     """A smaller model with the same vocabulary, which guesses what it would say itself."""
 
-    def __init__(self, decoder: Decoder, vocab_size: int, max_tokens: int) -> None:
+    def __init__(
+        self, decoder: Decoder, vocab_size: int, max_tokens: int, block_size: int = BLOCK_SIZE
+    ) -> None:
         """`vocab_size`: of the model that it guesses for; of embeddings the one may have more rows.
         `max_tokens`: whose keys and values it may keep, of all texts together."""
-        self.decoder, self.vocab_size, self.max_tokens = decoder, vocab_size, max_tokens
-        self._texts: dict[int, tuple[KVCache, list[int]]] = {}
+        self.decoder, self.vocab_size, self.block_size = decoder, vocab_size, block_size
+        self.num_blocks, self._pools = max_tokens // block_size, len(reaches_of(decoder.spec))
+        counts = [self.num_blocks] * self._pools
+        cache = PagedCache(decoder.spec, counts, block_size, decoder.dtype, decoder.device)
+        self._forward = forward_over(decoder, cache)
+        self._free = list(range(self.num_blocks))
+        self._texts: dict[int, _Text] = {}
+
+    def _missing(self, number: int, length: int) -> int:
+        """Blocks that a text of so many tokens needs more than it has."""
+        held = self._texts[number].blocks if number in self._texts else ()
+        return -(-length // self.block_size) - len(held)
 
     def kind(self, number: int, token_ids: Ids[int]) -> int | None:
         """One kind, as far as the draft model's context and memory go."""
         length = len(token_ids) + MOST
-        others = sum(2 * len(ids) for other, (_, ids) in self._texts.items() if other != number)
-        fits = others + 2 * length <= self.max_tokens  # a cache that grows has up to twice its tokens
+        fits = self._missing(number, length) <= len(self._free)
         return 0 if fits and length <= self.decoder.spec.max_position_embeddings else None
 
     def behind(self, number: int, token_ids: Ids[int]) -> int:
         """All of a text that is new to it, else what was said since the last time."""
-        return len(token_ids) - (len(self._texts[number][1]) if number in self._texts else 0)
+        return len(token_ids) - (len(self._texts[number].known) if number in self._texts else 0)
 
     @torch.inference_mode()
     def propose(self, number: int, token_ids: Ids[int], most: int) -> list[int]:
         """What it would say, greedily."""
-        decoder, ids = self.decoder, list(token_ids)
-        cache, known = self._texts.get(number) or (decoder.new_cache(1, len(ids) + MOST), [])
-        same = next((n for n, (a, b) in enumerate(zip(known, ids, strict=False)) if a != b), len(known))
-        whole = decoder.regime(len(ids) + most)
-        # The last token is always computed, since its logits are wanted.
-        cache.truncate(min(same, len(ids) - 1) if whole == decoder.regime(len(known)) else 0)
+        ids, longest = list(token_ids), len(token_ids) + most
+        text = self._texts.setdefault(number, _Text())
+        for _ in range(self._missing(number, longest)):
+            text.blocks.append(self._free.pop())
+        same = next(
+            (n for n, (a, b) in enumerate(zip(text.known, ids, strict=False)) if a != b), len(text.known)
+        )
+        if self.decoder.regime(longest) != self.decoder.regime(len(text.known)):
+            same = 0
         guesses: list[int] = []
+        at = min(same, len(ids) - 1)  # the last is always computed: its logits are wanted
+        text.known = ids[:at]
         while len(guesses) < most:
-            text = ids + guesses
-            for at in range(cache.length, len(text), PREFILL):
-                tokens = torch.tensor([text[at : at + PREFILL]], device=decoder.device)
-                hidden = decoder.hidden(tokens, cache, longest=len(ids) + most)
-            guesses.append(int(decoder.logits(hidden[0, -1])[: self.vocab_size].float().argmax()))
-        self._texts[number] = cache, (ids + guesses)[: cache.length]
+            for begin in range(at, len(ids) + len(guesses), PREFILL):
+                piece = (ids + guesses)[begin : begin + PREFILL]
+                part = Part(begin, len(piece), [text.blocks] * self._pools)
+                hidden = self._forward.hidden(piece, [part], [longest])
+            at = len(ids) + len(guesses)
+            text.known = (ids + guesses)[:at]
+            logits = self._forward.logits(hidden[-1:])[0]
+            guesses.append(int(logits[0, : self.vocab_size].argmax()))
         return guesses
 
     def forget(self, number: int) -> None:
         """The cache of a text."""
-        self._texts.pop(number, None)
+        text = self._texts.pop(number, None)
+        self._free += [] if text is None else text.blocks
 
 
 class Speculation:

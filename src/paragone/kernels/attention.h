@@ -11,7 +11,7 @@ namespace PARAGONE_LEVEL {
 
 // Queries of a group that share one reading of the keys: as many sums as fit into the registers.
 constexpr int QUERIES = W == 16 ? 4 : 2;
-constexpr int TILE = 4;  // slots whose scores, or vectors of a value whose sums, are made at once
+constexpr int SLOTS = 4;  // slots whose scores, or vectors of a value whose sums, are made at once
 
 // What an eight-bit slot's numbers are to be multiplied with; it lies behind them.
 PARAGONE_INLINE float scale_of(const int8_t* row, long E) {
@@ -32,7 +32,6 @@ template <class T> struct Run {
 };
 
 template <class T> PARAGONE_INLINE Run<T> run_at(const uint8_t* base, const Slots& slots, long at, long most) {
-    if (!slots.table) return {base + at * slots.row, slots.row, most};
     long block = at / slots.size, in = at % slots.size;
     const uint8_t* from = base + slots.table[block] * slots.stride + in * slots.row;
     long count = std::min(most, slots.size - in);
@@ -54,8 +53,8 @@ PARAGONE_INLINE void dots(const float* q, const T* const (&keys)[N], long E, flo
             for (int g = 0; g < G; g++) sums[g][n] += load(q + g * E + e) * key;
         }
     for (int g = 0; g < G; g++) {
-        float totals[TILE];
-        if constexpr (N == TILE) sum4(sums[g][0], sums[g][1], sums[g][2], sums[g][3], totals);
+        float totals[SLOTS];
+        if constexpr (N == SLOTS) sum4(sums[g][0], sums[g][1], sums[g][2], sums[g][3], totals);
         else totals[0] = sum(sums[g][0]);
         for (int n = 0; n < N; n++) {
             for (long i = e; i < E; i++) totals[n] += q[g * E + i] * number(keys[n] + i);
@@ -69,9 +68,9 @@ static void scores_of(const float* q, const Slots& slots, long first, long S, lo
     for (long s = 0; s < S;) {
         Run<T> run = run_at<T>(slots.keys, slots, first + s, S - s);
         long i = 0;
-        for (; i + TILE <= run.count; i += TILE) {
-            const T* keys[TILE] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
-            dots<T, G, TILE>(q, keys, E, scores + s + i, S);
+        for (; i + SLOTS <= run.count; i += SLOTS) {
+            const T* keys[SLOTS] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
+            dots<T, G, SLOTS>(q, keys, E, scores + s + i, S);
         }
         for (; i < run.count; i++) {
             const T* keys[1] = {run[i]};
@@ -106,7 +105,7 @@ static void mix(const float* weights, const Slots& slots, long first, long S, lo
 template <class T, int G>
 static void values_of(const float* weights, const Slots& slots, long first, long S, long E, float* out) {
     long e = 0;
-    for (; e + TILE * W <= E; e += TILE * W) mix<T, G, TILE>(weights, slots, first, S, E, e, out);
+    for (; e + SLOTS * W <= E; e += SLOTS * W) mix<T, G, SLOTS>(weights, slots, first, S, E, e, out);
     for (; e + W <= E; e += W) mix<T, G, 1>(weights, slots, first, S, E, e, out);
     for (; e < E; e++)
         for (int g = 0; g < G; g++) {
@@ -139,8 +138,7 @@ static void attend_group(const float* q, const Slots& slots, long first, long S,
     scores_of<T, G>(q, slots, first, S, E, scores);
     for (int g = 0; g < G; g++) {
         float* row = scores + g * S;
-        if (scoring.softcap > 0)
-            for (long s = 0; s < S; s++) row[s] = std::tanh(row[s] / scoring.softcap) * scoring.softcap;
+        if (scoring.softcap > 0) soften(row, S, scoring.softcap);
         if (scoring.bias) {
             const float* bias = scoring.bias + g * scoring.stride + first;
             for (long s = 0; s < S; s++) row[s] += bias[s];
@@ -176,13 +174,13 @@ static void attend(const float* q, long group, const Slots& slots, long first, l
 }
 
 // One head's keys or values of a token in eight bits: codes, and behind them the scale.
-static void quantize(const uint16_t* x, long E, int8_t* row) {
+static void quantize_slot(const float* x, long E, int8_t* row) {
     float most = 0;
-    for (long e = 0; e < E; e++) most = std::max(most, std::fabs(widen(x[e])));
+    for (long e = 0; e < E; e++) most = std::max(most, std::fabs(x[e]));
     uint16_t scale = narrow(most / 127.0f);
     float inverse = scale ? 1.0f / widen(scale) : 0.0f;
     for (long e = 0; e < E; e++)
-        row[e] = (int8_t)std::max(-127.0f, std::min(127.0f, std::nearbyint(widen(x[e]) * inverse)));
+        row[e] = (int8_t)std::max(-127.0f, std::min(127.0f, std::nearbyint(x[e] * inverse)));
     std::memcpy(row + E, &scale, sizeof scale);
 }
 

@@ -1,21 +1,42 @@
 // Compiled once for every instruction level, which the build names in PARAGONE_LEVEL and PARAGONE_TABLE.
 #include "attention.h"
-#include "linear.h"
+#include "flash.h"
+#include "packed.h"
+#include "panels.h"
+#include "peak.h"
+#include "rows.h"
 #include "rowwise.h"
 
 #define PARAGONE_TEXT_(x) #x
 #define PARAGONE_TEXT(x) PARAGONE_TEXT_(x)
 
+#if defined(__AVX512VNNI__)
+constexpr bool INTEGERS = true;
+#else
+constexpr bool INTEGERS = false;
+#endif
+
+using namespace PARAGONE_LEVEL;
+
 const Kernels PARAGONE_TABLE = {
     PARAGONE_TEXT(PARAGONE_LEVEL),
-    PARAGONE_LEVEL::PAIRS,
-    PARAGONE_LEVEL::linear,
-    PARAGONE_LEVEL::widen_all,
-    PARAGONE_LEVEL::narrow_all,
-    PARAGONE_LEVEL::dequantize,
-    PARAGONE_LEVEL::rms_norm,
-    PARAGONE_LEVEL::rotate,
-    PARAGONE_LEVEL::gated,
-    PARAGONE_LEVEL::attend,
-    PARAGONE_LEVEL::quantize,
+    PAIRS,
+    INTEGERS,
+    quantize_inputs,
+    to_words,
+    packed_linear,
+    rows_linear,
+    panels_linear,
+    rms_norm,
+    layer_norm,
+    gated,
+    rotate,
+    attend,
+    attend_many,
+    attend_room,
+    narrow_all,
+    quantize_slot,
+    multiply,
+    softcap,
+    largest,
 };

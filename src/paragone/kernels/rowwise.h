@@ -1,4 +1,4 @@
-// What a decoder does between its products, one row or one head at a time, in float, rounded once.
+// What a decoder does between its products, one row or one head at a time.
 #pragma once
 
 #include <algorithm>
@@ -9,20 +9,24 @@
 
 namespace PARAGONE_LEVEL {
 
-static void widen_all(const uint16_t* from, float* to, long n) {
+static void narrow_all(const float* x, long n, uint16_t* to) {
     long i = 0;
-    for (; i + W <= n; i += W) store(to + i, load(from + i));
-    for (; i < n; i++) to[i] = widen(from[i]);
+    for (; i + W <= n; i += W) store(to + i, load(x + i));
+    for (; i < n; i++) to[i] = narrow(x[i]);
 }
 
-static void narrow_all(const float* from, const uint16_t* bias, uint16_t* to, long n) {
-    long i = 0;
-    for (; i + W <= n; i += W) store(to + i, bias ? load(from + i) + load(bias + i) : load(from + i));
-    for (; i < n; i++) to[i] = narrow(bias ? from[i] + widen(bias[i]) : from[i]);
+// Numbers as the words that products with bfloat16 take.
+static void to_words(const float* x, long D, Word* to) {
+    if (!PAIRS) {
+        std::memcpy(to, x, D * sizeof *x);
+        return;
+    }
+    uint16_t* halves = (uint16_t*)to;
+    narrow_all(x, D, halves);
+    if (D % 2) halves[D] = 0;
 }
 
-static void rms_norm(const uint16_t* x, const float* wide_weight, const uint16_t* weight, float eps, long D,
-                     uint16_t* y) {
+static void rms_norm(const float* x, const float* weight, float eps, long D, float* y) {
     VF squares = {};
     long d = 0;
     for (; d + W <= D; d += W) {
@@ -30,47 +34,104 @@ static void rms_norm(const uint16_t* x, const float* wide_weight, const uint16_t
         squares += v * v;
     }
     float total = sum(squares);
-    for (long i = d; i < D; i++) total += widen(x[i]) * widen(x[i]);
+    for (long i = d; i < D; i++) total += x[i] * x[i];
     float scale = 1.0f / std::sqrt(total / D + eps);
     for (d = 0; d + W <= D; d += W) {
         VF v = load(x + d) * scale;
-        if (wide_weight) {
-            store(y + d, v * load(wide_weight + d));
-        } else {  // Llama's order: the normalised value is rounded before the weight meets it
-            store(y + d, v);
-            store(y + d, load(y + d) * load(weight + d));
-        }
+        store(y + d, weight ? v * load(weight + d) : v);
     }
-    for (; d < D; d++) {
-        float v = widen(x[d]) * scale;
-        y[d] = wide_weight ? narrow(v * wide_weight[d]) : narrow(widen(narrow(v)) * widen(weight[d]));
-    }
+    for (; d < D; d++) y[d] = weight ? x[d] * scale * weight[d] : x[d] * scale;
 }
 
-static void rotate(uint16_t* x, const uint16_t* cos, const uint16_t* sin, long E) {
-    long half = E / 2, e = 0;
+static void layer_norm(const float* x, const float* weight, const float* bias, float eps, long D, float* y) {
+    VF sums = {}, squares = {};
+    float total = 0, rest = 0;
+    long d = 0;
+    for (; d + W <= D; d += W) sums += load(x + d);
+    for (total = sum(sums); d < D; d++) total += x[d];
+    float mean = total / D;
+    for (d = 0; d + W <= D; d += W) {
+        VF v = load(x + d) - mean;
+        squares += v * v;
+    }
+    for (rest = sum(squares); d < D; d++) rest += (x[d] - mean) * (x[d] - mean);
+    float scale = 1.0f / std::sqrt(rest / D + eps);
+    for (d = 0; d + W <= D; d += W) store(y + d, (load(x + d) - mean) * scale * load(weight + d) + load(bias + d));
+    for (; d < D; d++) y[d] = (x[d] - mean) * scale * weight[d] + bias[d];
+}
+
+static void rotate(float* x, const float* cos, const float* sin, long dim, bool neighbours) {
+    long half = dim / 2, e = 0;
+    if (neighbours) {
+        for (; e < half; e++) {
+            float a = x[2 * e], b = x[2 * e + 1];
+            x[2 * e] = a * cos[e] - b * sin[e];
+            x[2 * e + 1] = b * cos[e] + a * sin[e];
+        }
+        return;
+    }
     for (; e + W <= half; e += W) {
-        VF a = load(x + e), b = load(x + half + e);
-        store(x + e, a * load(cos + e) + b * load(sin + e));
-        store(x + half + e, b * load(cos + half + e) + a * load(sin + half + e));
+        VF a = load(x + e), b = load(x + half + e), c = load(cos + e), s = load(sin + e);
+        store(x + e, a * c - b * s);
+        store(x + half + e, b * c + a * s);
     }
     for (; e < half; e++) {
-        float a = widen(x[e]), b = widen(x[half + e]);
-        x[e] = narrow(a * widen(cos[e]) + b * widen(sin[e]));
-        x[half + e] = narrow(b * widen(cos[half + e]) + a * widen(sin[half + e]));
+        float a = x[e], b = x[half + e];
+        x[e] = a * cos[e] - b * sin[e];
+        x[half + e] = b * cos[e] + a * sin[e];
     }
 }
 
 // SiLU: g / (1 + e^-g). GELU by tanh: g / (1 + e^-2u) with u = sqrt(2 / pi) (g + 0.044715 g^3).
-PARAGONE_INLINE VF activated(VF g, int activation) {
-    VF u = activation == 0 ? g : g * (1.0f + g * g * 0.044715f) * 1.5957691216057308f;
+PARAGONE_INLINE VF activated(VF g, Activation activation) {
+    if (activation == GELU) {
+        VF out;
+        for (long i = 0; i < W; i++) out[i] = 0.5f * g[i] * std::erfc(g[i] * -0.70710678118654752f);
+        return out;
+    }
+    VF u = activation == SILU ? g : g * (1.0f + g * g * 0.044715f) * 1.5957691216057308f;
     return g / (exp(-u) + 1.0f);
 }
 
-static void gated(const uint16_t* gate, const uint16_t* up, int activation, long n, uint16_t* y) {
+static void gated(const float* gate, const float* up, Activation activation, long n, float* y) {
     long i = 0;
-    for (; i + W <= n; i += W) store(y + i, activated(load(gate + i), activation) * load(up + i));
-    for (; i < n; i++) y[i] = narrow(activated(splat(widen(gate[i])), activation)[0] * widen(up[i]));
+    for (; i + W <= n; i += W) {
+        VF v = activated(load(gate + i), activation);
+        store(y + i, up ? v * load(up + i) : v);
+    }
+    for (; i < n; i++) {
+        float v = activated(splat(gate[i]), activation)[0];
+        y[i] = up ? v * up[i] : v;
+    }
+}
+
+static void softcap(float* x, long n, float cap) { soften(x, n, cap); }
+
+static long largest(const float* x, long n) {
+    VF top = splat(-__builtin_inff());
+    VI strange = {};
+    long i = 0;
+    for (; i + W <= n; i += W) {
+        VF v = load(x + i);
+        strange |= (VI)(v != v);
+        top = larger(top, v);
+    }
+    float most = largest_of(top);
+    bool bad = false;
+    for (long lane = 0; lane < W; lane++) bad |= strange[lane] != 0;
+    for (; i < n; i++) {
+        bad |= x[i] != x[i];
+        most = x[i] > most ? x[i] : most;
+    }
+    if (bad) return -1;
+    for (i = 0; i + 16 <= n; i += 16) {  // in runs, so that the search is not number by number
+        bool here = false;
+        for (long j = 0; j < 16; j++) here |= x[i + j] == most;
+        if (here) break;
+    }
+    for (; i < n; i++)
+        if (x[i] == most) return i;
+    return -1;
 }
 
 }  // namespace PARAGONE_LEVEL

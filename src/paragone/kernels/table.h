@@ -1,27 +1,44 @@
-// What one instruction level offers. `level.cpp` is compiled once a level and fills one table; `module.cpp`
-// picks the best that the processor has. Every function works on a part of its operation, so that the
-// caller decides how the parts are spread over threads.
+// What one instruction level offers. `level.cpp` is compiled once a level and fills one table; `pick.cpp` picks the
+// best that the processor has. Every function works on a part of its operation, so that the caller decides how the
+// parts are spread over threads, and what comes out for a token never depends on the tokens beside it.
 //
-// Activations are bfloat16 (uint16_t) unless they are float. N outputs, D inputs, M tokens (rows of x).
+// Activations are float. N outputs, D inputs, M tokens, E width of a head. Weights that are not quantised are
+// bfloat16 (uint16_t).
 #pragma once
 
 #include <cstdint>
 
-enum class Format { bf16, int8, int4 };
-
-// Rows of a weight matrix. int8: codes (N, D), scales (N). int4: codes (N, D / 2), where byte i of each group
-// of 32 inputs holds input i in its low and input i + 16 in its high half; scales (N, D / 32, 2), scale and
-// zero: weight = (code - 8) * scale + zero. Scales are bfloat16.
-struct Rows {
-    const uint8_t* codes;
-    const uint16_t* scales;
+// Where the outputs of a product go: y[m * stride + n], with a bias, or added to what is there.
+struct Out {
+    float* y;
+    long stride;
+    const float* bias;
+    bool add;
 };
 
-constexpr long GROUP = 32;
+// A weight in panels; packed.h says how they lie. Stored scales are in units of `unit`.
+struct Packed {
+    const uint8_t* panels;
+    long rows, D;
+    int bits;
+    bool has_minimum, fine;
+    float unit;
+};
+
+// Sixty-four activations of a token in eight bits: x = scale * code, a scale for every 32; for every 16, the sum of
+// the codes times their scale, times -8 and times -128. Tokens are runs of such blocks, D padded with zeros.
+struct alignas(64) Quantised {
+    int8_t codes[64];
+    float scales[2], totals[4];
+    int32_t start8[4], start128[4];
+};
+
+// What is multiplied with weights in bfloat16: words of 32 bits that hold two bfloat16 numbers where `pairs`, else a
+// float. The last word is padded with zero.
+typedef uint32_t Word;
 
 // Where one head's slots lie, `row` bytes each: in blocks of `size`, slot s in block table[s / size], and the
-// blocks `stride` bytes apart; or, without a table, in one run. A slot is E numbers in bfloat16, or E int8 codes
-// and a bfloat16 scale behind them.
+// blocks `stride` bytes apart. A slot is E numbers in bfloat16, or E int8 codes and a bfloat16 scale behind them.
 struct Slots {
     const uint8_t *keys, *values;
     const int32_t* table;
@@ -37,40 +54,64 @@ struct Scoring {
     long stride;
 };
 
-// x (M, D) as it came, and as float; and the sums (M, D / 32) of its groups, for int4 only.
-struct Inputs {
-    const uint16_t* narrow;
-    const float *wide, *sums;
+// Queries (tokens, group, E) of one head and what each token sees: slots [firsts[t], lasts[t]).
+struct Queries {
+    const float* q;
+    long tokens, stride;  // between tokens
+    const int32_t *firsts, *lasts;
+    float* out;
+    long out_stride;
 };
+
+enum Activation { SILU, GELU_TANH, GELU };
 
 struct Kernels {
     const char* name;
-    bool pairs;  // products with bf16 weights take `narrow`, all others `wide`
-    // y[m][n] = x[m] . weight[n], for `rows` rows; y (M, rows) with a stride, float.
-    void (*linear)(Format, Rows, long rows, long D, Inputs x, float* y, long M, long stride);
-    void (*widen)(const uint16_t* from, float* to, long n);
-    void (*narrow)(const float* from, const uint16_t* bias, uint16_t* to, long n);
-    // Rows of an int4 matrix as bfloat16 (rows, D).
-    void (*dequantize)(Rows, long rows, long D, uint16_t* to);
-    // RMSNorm of one row. The weight is float (multiplied before rounding) or bfloat16 (after).
-    void (*rms_norm)(const uint16_t* x, const float* wide_weight, const uint16_t* weight, float eps, long D,
-                     uint16_t* y);
-    // Turns one head in place; cos and sin (E), the first half of sin negated.
-    void (*rotate)(uint16_t* x, const uint16_t* cos, const uint16_t* sin, long E);
-    // y = act(gate) * up for one row; 0: SiLU, 1: GELU by tanh.
-    void (*gated)(const uint16_t* gate, const uint16_t* up, int activation, long n, uint16_t* y);
-    // `group` queries (group, E) float, already scaled, over slots [first, first + S) of one head: unnormalised
-    // sums of values (group, E), the largest score and the sum of exponentials of each query. scores: (4, S).
-    void (*attend)(const float* q, long group, const Slots& slots, long first, long S, long E, Scoring scoring,
-                   float* scores, float* out, float* largest, float* total);
-    // E numbers in bfloat16 to an eight-bit slot.
-    void (*quantize)(const uint16_t* x, long E, int8_t* row);
+    bool pairs;     // words hold two numbers
+    bool integers;  // products of bytes are single instructions
+    void (*quantize_inputs)(const float* x, long D, Quantised* to);
+    void (*to_words)(const float* x, long D, Word* to);
+    // Panels [first, last) by M tokens.
+    void (*packed_linear)(const Packed&, long first, long last, const Quantised* x, long M, const Out& to);
+    // Rows [first, last) by a few tokens, each row read once, as it lies; and by many, brought into panels in
+    // `room`, PANEL_ROWS * (words of D) words.
+    void (*rows_linear)(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to);
+    void (*panels_linear)(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to,
+                          Word* room);
+    void (*rms_norm)(const float* x, const float* weight, float eps, long D, float* y);  // no weight: ones
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, long D, float* y);
+    // y = act(gate) * up, or act(gate) where there is no up.
+    void (*gated)(const float* gate, const float* up, Activation, long n, float* y);
+    // Turns one head in place by cosines and sines (dim / 2); numbers i and i + dim / 2, or neighbours, are a pair.
+    void (*rotate)(float* x, const float* cos, const float* sin, long dim, bool neighbours);
+    // `group` queries (group, E), already scaled, over slots [first, first + S) of one head: unnormalised sums of
+    // values (group, E), the largest score and the sum of exponentials of each query. scores: (4, S).
+    void (*attend)(const float* q, long group, const Slots&, long first, long S, long E, Scoring, float* scores,
+                   float* out, float* largest, float* total);
+    // Many tokens' queries over all that they see. room: attend_room(rows, E) bytes.
+    void (*attend_many)(const Queries&, long group, const Slots&, long E, Scoring, uint8_t* room);
+    long (*attend_room)(long rows, long E);
+    void (*narrow)(const float* x, long n, uint16_t* to);
+    // E numbers to an eight-bit slot.
+    void (*quantize_slot)(const float* x, long E, int8_t* row);
+    // Multiplies on registers alone, bytes or what products with bfloat16 are made of; returns how many operations.
+    long (*multiply)(bool integers, long rounds);
+    void (*softcap)(float* x, long n, float cap);  // x = cap * tanh(x / cap)
+    long (*largest)(const float* x, long n);  // index of the first largest; -1 where one is not a number
 };
+
+constexpr long PANEL_ROWS = 32;  // rows that panels_linear takes at a time
+
+// The best level that the processor has, or that PARAGONE_KERNELS names.
+extern const Kernels& best;
 
 extern const Kernels KERNELS_BASE;
 #if defined(PARAGONE_X86)
 extern const Kernels KERNELS_AVX2;
 extern const Kernels KERNELS_AVX512;
+#if defined(PARAGONE_VNNI)
+extern const Kernels KERNELS_AVX512_VNNI;
+#endif
 #if defined(PARAGONE_BF16)
 extern const Kernels KERNELS_AVX512_BF16;
 #endif

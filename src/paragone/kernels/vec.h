@@ -16,7 +16,8 @@
 #if PARAGONE_LANES > 4
 #include <immintrin.h>
 #endif
-#define PARAGONE_INLINE static inline __attribute__((always_inline))
+#define PARAGONE_MEMBER inline __attribute__((always_inline))
+#define PARAGONE_INLINE static PARAGONE_MEMBER
 
 namespace PARAGONE_LEVEL {
 
@@ -26,6 +27,13 @@ constexpr bool PAIRS = true;  // products of bfloat16 pairs are single instructi
 #else
 constexpr bool PAIRS = false;
 #endif
+constexpr long PANEL = 16;    // rows of a weight that lie side by side, a lane for each
+constexpr int V = PANEL / W;  // registers that they take
+constexpr long NUMBERS = PAIRS ? 2 : 1;  // of a word
+constexpr long STEP_NUMBERS = NUMBERS * W;
+
+constexpr long words_of(long D) { return (D + NUMBERS - 1) / NUMBERS; }
+
 typedef float VF __attribute__((vector_size(W * 4)));
 typedef int32_t VI __attribute__((vector_size(W * 4)));
 typedef uint32_t VU __attribute__((vector_size(W * 4)));
@@ -105,6 +113,71 @@ PARAGONE_INLINE VI load_bytes(const uint8_t* p) {
 #endif
 }
 
+// float16, not a number and infinity left out.
+PARAGONE_INLINE VF load_half(const uint16_t* p) {
+#if PARAGONE_LANES == 16
+    return (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif PARAGONE_LANES == 8
+    return (VF)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+    VH h;
+    std::memcpy(&h, p, sizeof h);
+    VU u = __builtin_convertvector(h, VU);
+    VF size = (VF)((u & 0x7fff) << 13) * 0x1p112f;  // the exponents differ by 112
+    return (VF)((VU)size | (u & 0x8000) << 16);
+#endif
+}
+
+PARAGONE_INLINE VI load_words(const void* p) {
+    VI v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+PARAGONE_INLINE VI splat_word(const void* p) {
+    int32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return word - VI{};
+}
+
+// sum + the four products, in each lane, of the unsigned bytes of w and the signed bytes of x.
+PARAGONE_INLINE VI dot_quads(VI sum, VI w, VI x) {
+#if defined(__AVX512VNNI__)
+    return (VI)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif PARAGONE_LANES == 16
+    // Bytes as 16-bit numbers, the even and the odd ones: the instruction for bytes would saturate.
+    __m512i wv = (__m512i)w, xv = (__m512i)x;
+    __m512i even = _mm512_madd_epi16(_mm512_and_si512(wv, _mm512_set1_epi16(255)),
+                                     _mm512_srai_epi16(_mm512_slli_epi16(xv, 8), 8));
+    __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(wv, 8), _mm512_srai_epi16(xv, 8));
+    return sum + (VI)_mm512_add_epi32(even, odd);
+#elif PARAGONE_LANES == 8
+    __m256i wv = (__m256i)w, xv = (__m256i)x;
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(wv, _mm256_set1_epi16(255)),
+                                     _mm256_srai_epi16(_mm256_slli_epi16(xv, 8), 8));
+    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(wv, 8), _mm256_srai_epi16(xv, 8));
+    return sum + (VI)_mm256_add_epi32(even, odd);
+#else
+    for (int byte = 0; byte < 4; byte++)
+        sum += (VI)((VU)w >> (8 * byte) & 255) * ((VI)((VU)x << (24 - 8 * byte)) >> 24);
+    return sum;
+#endif
+}
+
+// sum + the two products, in each lane, of the bfloat16 numbers of w and x.
+PARAGONE_INLINE VF dot_pairs(VF sum, VI w, VI x) {
+#if defined(__AVX512BF16__)
+    return (VF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+#else
+    sum += (VF)((VU)w << 16) * (VF)((VU)x << 16);
+    return sum + (VF)((VU)w & 0xffff0000u) * (VF)((VU)x & 0xffff0000u);
+#endif
+}
+
+PARAGONE_INLINE VF select(VI mask, VF a, VF b) { return (VF)(((VI)a & mask) | ((VI)b & ~mask)); }
+
+PARAGONE_INLINE VF larger(VF a, VF b) { return select((VI)(a > b), a, b); }
+
 PARAGONE_INLINE float sum(VF v) {
 #if PARAGONE_LANES == 16
     v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -113,6 +186,17 @@ PARAGONE_INLINE float sum(VF v) {
     v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
 #endif
     return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+PARAGONE_INLINE float largest_of(VF v) {
+#if PARAGONE_LANES == 16
+    v = larger(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+#elif PARAGONE_LANES == 8
+    v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+#endif
+    float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
 }
 
 // The sums of four vectors at once, for far fewer steps than one after another.
@@ -145,13 +229,10 @@ PARAGONE_INLINE void sum4(VF a, VF b, VF c, VF d, float* out) {
     std::memcpy(out, &all, 16);
 }
 
-PARAGONE_INLINE VF select(VI mask, VF a, VF b) { return (VF)(((VI)a & mask) | ((VI)b & ~mask)); }
-
-PARAGONE_INLINE VF larger(VF a, VF b) { return select((VI)(a > b), a, b); }
-
 // e^x to about one unit in the last place of float: 2^k times a polynomial on [-ln 2 / 2, ln 2 / 2]
-// (Cephes, expf). Below -87 it is zero, above 88 it is clamped.
+// (Cephes, expf). Below -87 it is zero, above 88 it is clamped; what is not a number stays so.
 PARAGONE_INLINE VF exp(VF x) {
+    VF given = x;
     VI tiny = (VI)(x < -87.0f);
     x = larger(x, splat(-87.0f));
     x = -larger(-x, splat(-88.0f));
@@ -167,7 +248,20 @@ PARAGONE_INLINE VF exp(VF x) {
     y = y * x + 5.0000001201e-1f;
     y = y * x * x + x + 1.0f;
     VF power = (VF)((k + 127) << 23);
-    return select(tiny, VF{}, y * power);
+    return select((VI)(given != given), given, select(tiny, VF{}, y * power));
+}
+
+PARAGONE_INLINE VF tanh(VF x) { return 1.0f - 2.0f / (exp(x * 2.0f) + 1.0f); }
+
+// x[i] = cap * tanh(x[i] / cap).
+PARAGONE_INLINE void soften(float* x, long n, float cap) {
+    long i = 0;
+    for (; i + W <= n; i += W) store(x + i, tanh(load(x + i) / cap) * cap);
+    if (i == n) return;
+    float rest[W] = {};
+    std::memcpy(rest, x + i, (n - i) * sizeof *x);
+    store(rest, tanh(load(rest) / cap) * cap);
+    std::memcpy(x + i, rest, (n - i) * sizeof *x);
 }
 
 }  // namespace PARAGONE_LEVEL

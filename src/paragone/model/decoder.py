@@ -12,7 +12,6 @@ from paragone.model.linear import Embedding, Linear
 from paragone.model.norm import Norm
 from paragone.model.position import Rope, alibi_bias, alibi_slopes
 from paragone.model.spec import ModelSpec
-from paragone.ops.elementwise import apart
 
 
 class Decoder:
@@ -96,15 +95,20 @@ class Decoder:
     ) -> Tensor:
         """Final hidden states (B, T, D), with each rope's cosines and sines made and the keys and values kept
         in a memory of any kind."""
-        x = self.embed(ids_BT)
-        if self.spec.embedding_scale is not None:
-            x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device=x.device)
+        x = self.embedded(ids_BT)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         for index, layer in enumerate(self.spec.layers):
             turn = None if layer.rope is None else cos_sin[layer.rope]
             x = self.blocks[index](x, Step(turn, slots_BT, memory, index))
         return self.final_norm(x)
+
+    def embedded(self, ids_BT: Tensor) -> Tensor:
+        """Token embeddings (B, T, D), scaled where the model scales them."""
+        x = self.embed(ids_BT)
+        if self.spec.embedding_scale is not None:
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device=x.device)
+        return x
 
     def _views(self, start: int, length: int, device: torch.device) -> dict[str, View]:
         """What each kind of layer that the model has may see."""
@@ -122,10 +126,10 @@ class Decoder:
         return views
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) to (..., V), in the activations' type or float32."""
-        logits = self.head.unrounded(hidden)
+        """(..., D) to (..., V)."""
+        logits = self.head(hidden)
         cap = self.spec.final_logit_softcapping
-        return logits if cap is None else apart(torch.tanh, logits / cap) * cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def __call__(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of every token."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
@@ -21,10 +22,7 @@ from paragone.model.decoder import Decoder
 from paragone.model.families import Family, family_of, spec_of
 from paragone.model.linear import (
     DenseEmbedding,
-    DenseLinear,
     Embedding,
-    Int4Linear,
-    Int8Linear,
     Linear,
     StoredEmbedding,
     as_torch,
@@ -44,8 +42,8 @@ from paragone.model.parameters import (
 )
 from paragone.model.precision import Precision, check_precision
 from paragone.model.spec import BLOCK_NORMS, LayerSpec, ModelSpec
-from paragone.ops.linear import GROUP
-from paragone.quant.rtn import quantize_int4, quantize_int8
+from paragone.ops.packed import PackedMatrix, Packing
+from paragone.quant.rtn import INT4, INT8, quantize_int4, quantize_int8
 
 CHUNK = 1 << 16  # numbers read at a time: their float32 form stays in the processor's cache
 MAPPED_BYTES = 1 << 21  # bytes of a file that may be in memory beside what is made of them
@@ -116,13 +114,14 @@ class _Loader:
 
     def embedding(self, head: Linear) -> Embedding:
         """On the CPU the rows stay in the file; elsewhere they are the tied head's weight, or a copy."""
-        if self.spec.tie_word_embeddings and isinstance(head, DenseLinear):
-            return DenseEmbedding(head.parts[0])
+        weight = head.parts[0]
+        if self.spec.tie_word_embeddings and isinstance(weight, Tensor):
+            return DenseEmbedding(weight)
         tensor = self.take("embed.weight", (self.spec.vocab_size, self.spec.hidden_size))
         if self.device.type == "cpu":
             return StoredEmbedding(tensor, self.dtype, file_in_use=id(tensor.file) in self.in_place)
         rows = torch.empty(tensor.shape, dtype=self.dtype)
-        for at, chunk in self.row_chunks(["embed.weight"], (len(rows),), rows.shape[1]):
+        for at, chunk in self.row_chunks("embed.weight", *rows.shape):
             rows[at : at + len(chunk)] = chunk
         return DenseEmbedding(rows.to(self.device))
 
@@ -199,28 +198,28 @@ class _Loader:
     ) -> Linear:
         """One weight matrix from one or several stored ones, stacked.
 
-        The head (`outer`) keeps 8 bits where the rest has 4: errors there reach every token directly. What
+        The head (`outer`) may keep 8 bits where the rest has 4: errors there reach every token directly. What
         only decides (`exact`) is never quantised.
         """
         bias_N = None if given_bias is None else given_bias.to(self.device)
         if bias:
             biases = [self.vector(f"{p}.bias", n) for p, n in zip(parts, rows, strict=True)]
             bias_N = torch.cat(biases).to(self.dtype).to(self.device)
-        names, sizes = [f"{p}.weight" for p in parts], rows
-        shape = sum(rows), in_features
-        chunks = self.row_chunks(names, sizes, in_features)
-        if exact or self.precision in ("fp32", "bf16"):
-            stored = self.stored_parts(names, sizes, in_features)
-            return DenseLinear(stored, bias_N) if stored else self.dense(chunks, shape, bias_N)
-        if self.precision == "int8" or outer or in_features % GROUP:
-            return self.int8(chunks, shape, bias_N)
-        return self.int4(chunks, shape, bias_N)
+        limit = {"int8": 8, "int4": 8 if outer else 4}.get(self.precision)
+        if exact or limit is None:
+            stored = self.stored_parts(parts, rows, in_features)
+            return Linear(stored or [self.dense(parts, rows, in_features)], bias_N)
+        matrices = [
+            self.packed(f"{p}.weight", size, in_features, limit) for p, size in zip(parts, rows, strict=True)
+        ]
+        return Linear(matrices, bias_N)
 
-    def stored_parts(self, names: list[str], sizes: tuple[int, ...], width: int) -> list[Tensor]:
+    def stored_parts(self, parts: Sequence[str], sizes: tuple[int, ...], width: int) -> list[Tensor]:
         """The matrices where they lie in the file, if they are there just as they are needed; else none.
 
         Loading them costs nothing, and processes that run the same model share the memory.
         """
+        names = [f"{p}.weight" for p in parts]
         if self.device.type != "cpu" or any(template(n) in self.family.converted for n in names):
             return []
         tensors = [self.take(n, (size, width)) for n, size in zip(names, sizes, strict=True)]
@@ -234,52 +233,72 @@ class _Loader:
             self.done(tensor)
         return [as_torch(t, t.rows()) for t in tensors]
 
-    def dense(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
-        weight = torch.empty(shape, dtype=self.dtype)
-        for at, chunk in chunks:
-            weight[at : at + len(chunk)] = chunk
-        return DenseLinear([weight.to(self.device)], bias)
+    def dense(self, parts: Sequence[str], sizes: tuple[int, ...], width: int) -> Tensor:
+        weight = torch.empty((sum(sizes), width), dtype=self.dtype)
+        at = 0
+        for part, size in zip(parts, sizes, strict=True):
+            for first, rows in self.row_chunks(f"{part}.weight", size, width):
+                weight[at + first : at + first + len(rows)] = rows
+            at += size
+        return weight.to(self.device)
 
-    def int8(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
-        codes = torch.empty(shape, dtype=torch.int8)
-        scale = torch.empty(shape[0], dtype=torch.bfloat16)
-        for at, chunk in chunks:
-            span = slice(at, at + len(chunk))
-            codes[span], scale[span] = quantize_int8(chunk)
-        return Int8Linear(codes.to(self.device), scale.to(self.device), bias)
+    def packed(self, name: str, size: int, width: int, limit: int) -> PackedMatrix:
+        """A matrix in at most so many bits. What the file has in as many or fewer keeps its integers."""
+        tensor = self.take(name, self.stored_shape(name, size, width))
+        keeps = tensor.type.is_quantized and tensor.type.code_bits <= limit
+        if keeps and template(name) not in self.family.transposed:
+            return self.repacked(tensor, name, size, width)
+        matrix = PackedMatrix(size, width, INT8 if limit == 8 else INT4)
+        quantize = quantize_int8 if limit == 8 else quantize_int4
+        for at, rows in self.row_chunks(name, size, width):
+            matrix.put(at, *quantize(rows))
+        return matrix.to(self.device)
 
-    def int4(self, chunks: Chunks, shape: tuple[int, int], bias: Tensor | None) -> Linear:
-        codes = torch.empty(shape[0], shape[1] // 2, dtype=torch.uint8)
-        scale_zero = torch.empty(shape[0], shape[1] // GROUP, 2, dtype=torch.bfloat16)
-        for at, chunk in chunks:
-            span = slice(at, at + len(chunk))
-            codes[span], scale_zero[span] = quantize_int4(chunk)
-        return Int4Linear(codes.to(self.device), scale_zero.to(self.device), bias)
+    def repacked(self, tensor: StoredTensor, name: str, size: int, width: int) -> PackedMatrix:
+        """A matrix with the integers that the file has."""
+        matrix: PackedMatrix | None = None
+        for at, ids in self.row_runs(tensor, name, size, width):
+            groups = tensor.groups(ids)
+            if matrix is None:
+                packing = Packing(tensor.type.code_bits, groups.minimum is not None, groups.q.shape[-1] == 16)
+                matrix = PackedMatrix(size, width, packing)
+            codes = groups.q.astype(np.int16) + matrix.packing.center
+            minimum = None if groups.minimum is None else torch.from_numpy(groups.minimum)
+            flat = torch.from_numpy(codes.astype(np.uint8).reshape(len(ids), -1))
+            matrix.put(at, flat, torch.from_numpy(groups.scale), minimum)
+        self.done(tensor)
+        assert matrix is not None  # noqa: S101 -- every matrix has rows
+        return matrix.to(self.device)
 
-    def row_chunks(self, names: list[str], sizes: tuple[int, ...], width: int) -> Chunks:
-        """(first row, rows) of the stacked matrix, a bounded number of rows at a time."""
-        base = 0
-        for name, size in zip(names, sizes, strict=True):
-            turned = template(name) in self.family.transposed
-            tensor = self.take(name, (width, size) if turned else (size, width))
-            fixup = self.family.fixups.get(template(name))
-            if turned:
-                yield base, as_torch(tensor, np.ascontiguousarray(tensor.rows().T))
-                base += size
-                self.done(tensor)
-                continue
-            # A fix-up may move rows anywhere within its tensor, so it gets the whole of it.
-            step = size if fixup else max(1, CHUNK // width)
-            row_bytes, mapped = tensor.nbytes // size, 0
-            for at in range(0, size, step):
-                rows = tensor.rows(at, min(at + step, size))
-                yield base + at, as_torch(tensor, fixup(rows, self.spec) if fixup else rows)
-                mapped += step * row_bytes
-                if mapped > MAPPED_BYTES:
-                    tensor.file.forget()
-                    mapped = 0
-            base += size
-            self.done(tensor)
+    def row_runs(
+        self, tensor: StoredTensor, name: str, size: int, width: int
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """(first row, the stored rows that come there), a bounded number at a time. Fix-ups of matrices move
+        rows and nothing else."""
+        order = np.arange(size)
+        fixup = self.family.fixups.get(template(name))
+        if fixup:
+            order = fixup(order[:, None], self.spec)[:, 0].astype(np.int64)
+        step, row_bytes, mapped = max(1, CHUNK // width), tensor.nbytes // size, 0
+        for at in range(0, size, step):
+            yield at, order[at : at + step]
+            mapped += step * row_bytes
+            if mapped > MAPPED_BYTES:
+                tensor.file.forget()
+                mapped = 0
+
+    def stored_shape(self, name: str, size: int, width: int) -> tuple[int, int]:
+        return (width, size) if template(name) in self.family.transposed else (size, width)
+
+    def row_chunks(self, name: str, size: int, width: int) -> Chunks:
+        """(first row, rows) of a matrix, a bounded number of rows at a time."""
+        tensor = self.take(name, self.stored_shape(name, size, width))
+        if template(name) in self.family.transposed:
+            yield 0, as_torch(tensor, np.ascontiguousarray(tensor.rows().T))
+        else:
+            for at, ids in self.row_runs(tensor, name, size, width):
+                yield at, as_torch(tensor, tensor.gather(ids))
+        self.done(tensor)
 
     def vector(self, name: str, size: int) -> Tensor:
         """A 1-D parameter in float32, after its fix-up."""

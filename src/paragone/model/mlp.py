@@ -22,6 +22,10 @@ class MLP:
         """Its matrices."""
         return [self.up, self.down]
 
+    def mlps(self) -> list["MLP"]:
+        """Itself."""
+        return [self]
+
     @property
     def decode_bytes(self) -> int:
         """Bytes of weights that one token reads."""
@@ -76,6 +80,10 @@ class MoE:
         """Its matrices."""
         experts = [linear for expert in self.experts for linear in expert.linears()]
         return [self.router, *experts, *self._always()]
+
+    def mlps(self) -> list[MLP]:
+        """All that it is a mixture of."""
+        return self.experts if self.shared is None else [*self.experts, self.shared]
 
     def _always(self) -> list[Linear]:
         shared = [] if self.shared is None else self.shared.linears()

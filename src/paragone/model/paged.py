@@ -8,17 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.model.attention import make_view
 from paragone.model.position import alibi_bias, alibi_slopes
 from paragone.model.spec import ModelSpec
 from paragone.ops.attention import attention
-from paragone.ops.choose import is_deterministic
-from paragone.ops.paged import paged_attention, read_slots, row_shape, write_slots
-
-FEW = 8  # tokens of a sequence that attend one by one
+from paragone.ops.paged import read_slots, row_shape, write_slots
 
 
 class PagedCache:
@@ -80,24 +76,14 @@ class Part:
 
 
 class PagedStep:
-    """The memory of one step. Parts of few tokens come first."""
+    """The memory of one step in PyTorch: part after part."""
 
     def __init__(self, cache: PagedCache, parts: Sequence[Part]) -> None:
-        # A few tokens, such as guesses, go one by one, and in the deterministic mode all: what a token sees
-        # is then worked through in one way only.
-        most = max(FEW, *(part.count for part in parts)) if is_deterministic() else FEW
-        few = [Part(p.start + i, 1, p.tables) for p in parts if p.count <= most for i in range(p.count)]
-        parts = [*few, *(part for part in parts if part.count > most)]
         self.cache, self.parts = cache, parts
-        self.singles = sum(part.count == 1 for part in parts)
         size, device = cache.block_size, cache.device
         positions = [np.arange(part.start, part.start + part.count) for part in parts]
         self.positions = torch.from_numpy(np.concatenate(positions)).to(device)[None]
-        ends = np.array([part.start + 1 for part in parts[: self.singles]], dtype=np.int32)
-        self.lasts = torch.from_numpy(ends).to(device)
-        self.tables: list[list[Tensor]] = []  # of each pool, of the parts that are more than a token
-        self.single_tables: list[Tensor] = []
-        self.firsts: list[Tensor] = []
+        self.tables: list[list[Tensor]] = []  # of each pool
         self.slots: list[Tensor] = []  # of each pool, where the step's tokens go
         for pool in range(len(cache.reaches)):
             arrays = [np.array(part.tables[pool], dtype=np.int64) for part in parts]
@@ -105,41 +91,20 @@ class PagedStep:
                 table[at // size] * size + at % size for table, at in zip(arrays, positions, strict=True)
             ]
             self.slots.append(torch.from_numpy(np.concatenate(where)).to(device))
-            width = max((len(table) for table in arrays[: self.singles]), default=0)
-            joined = np.zeros((self.singles, width), dtype=np.int32)
-            for row, table in zip(joined, arrays[: self.singles], strict=True):
-                row[: len(table)] = table
-            self.single_tables.append(torch.from_numpy(joined).to(device))
-            self.tables.append([torch.from_numpy(t).to(device) for t in arrays[self.singles :]])
-            self.firsts.append(torch.from_numpy(self._firsts(cache.reaches[pool], ends)).to(device))
+            self.tables.append([torch.from_numpy(table).to(device) for table in arrays])
         self.bias = None if cache.spec.alibi is None else self._bias(cache.spec.alibi)
-
-    def _firsts(self, reach: int | None, ends: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The first slot that each single token sees."""
-        if reach is None:
-            return np.zeros_like(ends)
-        chunked = reach == self.cache.spec.attention_chunk
-        firsts = (ends - 1) // reach * reach if chunked else np.maximum(0, ends - reach)
-        return firsts.astype(np.int32)
 
     def attend(
         self, layer: int, q_BTHE: Tensor, kv_BTJE: Tensor, scale: float, softcap: float | None
     ) -> Tensor:
         """As `Memory.attend`, with B = 1 and T = N."""
-        cache, pool, singles = self.cache.layers[layer], self.cache.pool_of[layer], self.singles
+        cache, pool = self.cache.layers[layer], self.cache.pool_of[layer]
         write_slots(cache, self.slots[pool], kv_BTJE[0])
-        outs = []
-        if singles:
-            tables, firsts = self.single_tables[pool], self.firsts[pool]
-            q = q_BTHE[0, :singles]
-            outs.append(
-                paged_attention(q, cache, tables, firsts, self.lasts, scale, softcap, self.bias)[None]
-            )
-        row = singles
+        outs, row = [], 0
         kind = self.cache.spec.layers[layer].attention
-        for part, table in zip(self.parts[singles:], self.tables[pool], strict=True):
-            window = self.cache.spec.sliding_window if kind == "sliding" else None
-            chunk = self.cache.spec.attention_chunk if kind == "chunked" else None
+        window = self.cache.spec.sliding_window if kind == "sliding" else None
+        chunk = self.cache.spec.attention_chunk if kind == "chunked" else None
+        for part, table in zip(self.parts, self.tables[pool], strict=True):
             view = make_view(part.start, part.count, window, chunk, q_BTHE.device)
             end = part.start + part.count
             k, v = read_slots(cache, table, view.first, end, q_BTHE.dtype).chunk(2, dim=1)

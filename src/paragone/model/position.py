@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from paragone.model.spec import RopeSpec
-from paragone.ops.elementwise import apart
 
 
 def inverse_frequencies(rope: RopeSpec, dim: int, longest: int = 0) -> tuple[Tensor, float]:
@@ -93,7 +92,7 @@ class Rope:
             longest = longest or int(positions_BT.max()) + 1
             inv, scale = inverse_frequencies(self.spec, self.dim, longest)
         angles = positions_BT[..., None].float() * inv.to(positions_BT.device)
-        cos, sin = apart(torch.cos, angles) * scale, apart(torch.sin, angles) * scale
+        cos, sin = angles.cos() * scale, angles.sin() * scale
         if self.spec.pairs:
             return cos.unsqueeze(2), sin.unsqueeze(2)
         cos2, sin2 = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paragone.ops.choose import kernels_for, use_fast
+from paragone.ops.choose import use_fast
 
 TILE = 64  # queries whose scores are held at once: small enough for the processor's cache
 
@@ -72,14 +72,6 @@ def attention(
     if not plain:
         return _tiled(q_BTHE, k_BKSE, v_BKSE, scale, window, softcap, bias_BHS)
     if T == 1 and allowed is None and (window is None or window >= S):
-        kernels = kernels_for(q_BTHE)
-        if kernels is not None and _kernel_takes(q_BTHE, k_BKSE, v_BKSE):
-            out = q_BTHE.new_empty(B, 1, H, E)
-            where = q_BTHE.data_ptr(), k_BKSE.data_ptr(), v_BKSE.data_ptr(), out.data_ptr()
-            strides = q_BTHE.stride(0), k_BKSE.stride(0), k_BKSE.stride(1)
-            kernels.decode_attention(*where, scale, B, H, K, E, S, *strides)
-            return out
-    if T == 1 and allowed is None and (window is None or window >= S):
         # The queries that share a head become rows of one product: each key is read once, not H / K times.
         rows = q_BTHE.reshape(B, K, H // K, E)
         out = F.scaled_dot_product_attention(rows, k_BKSE, v_BKSE, scale=scale)
@@ -91,13 +83,6 @@ def attention(
     q = q_BTHE.transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k_BKSE, v_BKSE, attn_mask=allowed, scale=scale, enable_gqa=H != K)
     return out.transpose(1, 2)
-
-
-def _kernel_takes(q_BTHE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> bool:
-    """Whether a query's heads lie in a run, and so do a head's keys and its values, slot after slot."""
-    E = q_BTHE.shape[3]
-    runs = q_BTHE.stride()[2:] == (E, 1) and k_BKSE.stride()[2:] == (E, 1)
-    return runs and k_BKSE.stride() == v_BKSE.stride()
 
 
 def _tiled(

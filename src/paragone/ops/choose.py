@@ -4,15 +4,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Literal
 
 from paragone.errors import UsageError
 from paragone.kernels import native
 
-Implementation = Literal["auto", "torch", "reference", "deterministic"]
+Implementation = Literal["auto", "torch", "reference"]
 IMPLEMENTATIONS = ("auto", "torch", "reference")  # that the environment may name
 
 
@@ -37,23 +34,9 @@ def use_fast() -> bool:
     return _current.which != "reference"
 
 
-def is_deterministic() -> bool:
-    """Whether only forms may be chosen whose result for a token is the same whatever is computed beside it.
-    The kernels' are."""
-    return _current.which == "deterministic"
-
-
-def has_kernels() -> bool:
-    """Whether compiled kernels may be chosen now."""
-    return native is not None and _current.which in ("auto", "deterministic")
-
-
-def kernels_for(x: Tensor) -> Any:
-    """The compiled kernels, or None where they do not take such a tensor: they compute in bfloat16, on the
-    CPU, and know no gradients."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.is_grad_enabled():
-        return None
-    return native if _current.which in ("auto", "deterministic") else None
+def kernels_wanted() -> bool:
+    """Whether plans of the compiled kernels may run now, where there are kernels."""
+    return _current.which == "auto"
 
 
 def describe_kernels() -> str:
@@ -62,7 +45,7 @@ def describe_kernels() -> str:
         return "none (not compiled; PyTorch alone, slower)"
     if _current.which != "auto":
         return f"none (PARAGONE_OPS={_current.which})"
-    return str(native.level) if native.has_threads else f"{native.level}, one thread (built without OpenMP)"
+    return str(native.level)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,7 @@ the half-split layout x1 and x2 are the halves of what is turned, in the other t
 import torch
 from torch import Tensor
 
-from paragone.ops.choose import kernels_for, use_fast
-from paragone.ops.norm import heads_are_runs
+from paragone.ops.choose import use_fast
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -20,13 +19,8 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rotate_(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> None:
     """As the reference, in place, on x (B, T, H, E) with cos and sin (B or 1, T, 1, E); `sin` carries rot's
     sign in its first half, so the rotation is one roll."""
-    B, T, H, E = x_BTHE.shape
-    kernels = kernels_for(x_BTHE)
-    if kernels is not None and heads_are_runs(x_BTHE):
-        positions = cos.shape[0] * cos.shape[1]
-        where = x_BTHE.data_ptr(), cos.data_ptr(), sin.data_ptr()
-        kernels.rotate(*where, B * T, H, E, x_BTHE.stride(1), positions)
-    elif use_fast():
+    E = x_BTHE.shape[3]
+    if use_fast():
         turned = x_BTHE.roll(E // 2, -1).mul_(sin)
         x_BTHE.mul_(cos).add_(turned)
     else:

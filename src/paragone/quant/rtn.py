@@ -1,31 +1,43 @@
 """Round-to-nearest quantisation, row by row, so that a matrix can be quantised while it is read.
 
-Scales are rounded to bfloat16 first and the codes are chosen for the rounded scales, so that what the
-products use is what the error was minimised for.
+Scales and minima are rounded first, as they will be kept, and the codes are chosen for the rounded ones, so
+that what the products use is what the error was minimised for.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from paragone.ops.linear import GROUP, int4_join
+from paragone.ops.packed import Packing
+
+# Scales of weights are small, minima are as large as weights: in these units both keep what float16 can hold.
+INT8 = Packing(8, unit=2.0**-10)
+INT4 = Packing(4, has_minimum=True, unit=2.0**-5)
+SMALLEST = 2.0**-24  # above zero in float16
 
 
-def quantize_int8(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Float rows to int8 codes (N, D) and bfloat16 scales (N): weight = codes * scale."""
-    rows = rows_ND.float()
-    scale = (rows.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.bfloat16).tiny).bfloat16()
-    codes = (rows / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-    return codes, scale
+def quantize_int8(rows_ND: Tensor) -> tuple[Tensor, Tensor, None]:
+    """Float rows to codes (N, D) and scales (N, G) as `INT8` keeps them, symmetric."""
+    groups = _groups(rows_ND, INT8.group)
+    scale = INT8.rounded(groups.abs().amax(dim=2) / 127).clamp_min(SMALLEST * INT8.unit)
+    codes = (groups / scale[..., None]).round().clamp(-127, 127) + INT8.center
+    return codes.to(torch.uint8).flatten(1)[:, : rows_ND.shape[1]], scale, None
 
 
-def quantize_int4(rows_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Float rows to codes (N, D / 2), two to a byte, and (N, G, 2) bfloat16 scale and zero:
-    weight = (code - 8) * scale + zero."""
-    N, D = rows_ND.shape
-    groups = rows_ND.float().reshape(N, D // GROUP, GROUP)
+def quantize_int4(rows_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Float rows to codes (N, D), scales and minima (N, G) as `INT4` keeps them."""
+    groups = _groups(rows_ND, INT4.group)
     low, high = groups.aminmax(dim=2)
-    scale = ((high - low) / 15).clamp_min(torch.finfo(torch.bfloat16).tiny).bfloat16()
-    zero = (low + 8 * scale.float()).bfloat16()
-    codes = ((groups - zero.float()[..., None]) / scale.float()[..., None]).round() + 8
-    codes = codes.clamp(0, 15).to(torch.uint8).reshape(N, D)
-    return int4_join(codes), torch.stack((scale, zero), dim=-1)
+    low = INT4.rounded(low)
+    scale = INT4.rounded((high - low) / 15).clamp_min(SMALLEST * INT4.unit)
+    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15)
+    return codes.to(torch.uint8).flatten(1)[:, : rows_ND.shape[1]], scale, low
+
+
+def _groups(rows_ND: Tensor, group: int) -> Tensor:
+    """(N, G, group) in float32; a last, shorter group is filled up with its own last number."""
+    rows = rows_ND.float()
+    missing = -rows.shape[1] % group
+    if missing:
+        rows = F.pad(rows[:, None], (0, missing), mode="replicate")[:, 0]
+    return rows.reshape(len(rows), -1, group)

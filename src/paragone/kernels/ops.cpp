@@ -1,0 +1,175 @@
+#include "ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+constexpr long FEW_TOKENS = 16;       // up to so many a product in bfloat16 is bound by reading the weight
+constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
+
+}  // namespace
+
+const float* Prologue::apply(const float* from, long width, float* to) const {
+    switch (kind) {
+        case RMS_NORM: best.rms_norm(from, weight.empty() ? nullptr : weight.data(), eps, width, to); return to;
+        case LAYER_NORM: best.layer_norm(from, weight.data(), bias.data(), eps, width, to); return to;
+        case GATED: best.gated(from, from + width, activation, width, to); return to;
+        case ACTIVATED: best.gated(from, nullptr, activation, width, to); return to;
+        default: return from;
+    }
+}
+
+long Matrix::bytes(long D) const {
+    if (!is_packed) return rows * D * 2;
+    long halves = (packed.fine ? 4 : 2) * (packed.has_minimum ? 2 : 1);
+    return blocks() * ((D + 63) / 64) * (64 * 16 * packed.bits / 8 + halves * 32);
+}
+
+// Whole blocks of 16 rows, so that no two threads write to one line of the cache.
+void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, bool few, const Out& out,
+                      Own& own) const {
+    long row = first * 16, end = std::min(rows, last * 16);
+    if (is_packed) best.packed_linear(packed, first, last, inputs.quantised(), M, out);
+    else if (few) best.rows_linear(dense, row, end, D, inputs.words(), M, out);
+    else best.panels_linear(dense, row, end, D, inputs.words(), M, out, own.panels.data());
+}
+
+Linear::Linear(int source, long source_width, int target, long D, std::vector<Matrix> parts, std::vector<float> bias,
+               Prologue prologue, bool add)
+    : source_(source), target_(target), source_width_(source_width), D_(D), parts_(std::move(parts)),
+      bias_(std::move(bias)), prologue_(std::move(prologue)), add_(add) {
+    for (const Matrix& part : parts_) {
+        N_ += part.rows;
+        blocks_ += part.blocks();
+        bytes_ += part.bytes(D_);
+        (part.is_packed ? packed_ : dense_) = true;
+    }
+}
+
+void Linear::prepare(Run& run) const {
+    run.inputs.reserve(run.step.T, D_, packed_, dense_);
+    for (Own& own : run.own) {
+        own.inputs.reserve(ALONE, D_, packed_, dense_);
+        grow(own.row, D_);
+        if (dense_) grow(own.panels, PANEL_ROWS * (D_ + 1));
+    }
+}
+
+void Linear::make_input(const float* row, long m, Inputs& inputs, Own& own) const {
+    const float* input = prologue_.apply(row, D_, own.row.data());
+    if (packed_) best.quantize_inputs(input, D_, inputs.quantised() + m * ((D_ + 63) / 64));
+    if (dense_) best.to_words(input, D_, inputs.words() + m * (best.pairs ? (D_ + 1) / 2 : D_));
+}
+
+void Linear::multiply(Run& run, Own& own, Inputs& inputs, long M, float* y) const {
+    // With several tokens the arithmetic counts, and many tasks even out who does how much of it.
+    long least = run.team.size() == 1 ? 1 : run.team.size() * (M <= ALONE ? 4 : 16);
+    long tasks = std::min(blocks_, std::max(bytes_ / TASK_BYTES, least));
+    bool few = run.step.deterministic || M <= FEW_TOKENS;
+    for (long task; (task = run.team.next()) < tasks;) {
+        long begin = blocks_ * task / tasks, end = blocks_ * (task + 1) / tasks, first = 0, row = 0;
+        for (const Matrix& part : parts_) {
+            long from = std::max(0L, begin - first), upto = std::min(part.blocks(), end - first);
+            Out out{y + row, N_, bias_.empty() ? nullptr : bias_.data() + row, add_};
+            if (from < upto) part.multiply(from, upto, D_, inputs, M, few, out, own);
+            first += part.blocks();
+            row += part.rows;
+        }
+    }
+}
+
+void Linear::run(Run& run, int member) const {
+    const float* x = run.buffer(source_);
+    apply(run, member, run.step.T, [&](long m) { return x + m * source_width_; }, run.buffer(target_));
+}
+
+void Norm::run(Run& run, int member) const {
+    std::vector<float>& row = run.own[member].row;
+    grow(row, D_);
+    for (long t; (t = run.team.next()) < run.step.T;) {
+        float* to = run.buffer(target_) + t * D_;
+        const float* y = norm_.apply(run.buffer(source_) + t * D_, D_, row.data());
+        for (long d = 0; d < D_; d++) to[d] = add_ ? to[d] + y[d] : y[d];
+    }
+    run.team.barrier();
+}
+
+void Angles::run(Run& run, int) const {
+    const Frequencies& rope = run.step.ropes[rope_];
+    long half = dim_ / 2;
+    for (long t; (t = run.team.next()) < run.step.T;) {
+        long row = rope.which ? rope.which[t] : 0;
+        float *cos = run.buffer(cos_) + t * half, *sin = run.buffer(sin_) + t * half;
+        for (long i = 0; i < half; i++) {
+            float angle = (float)run.step.positions[t] * rope.inverse[row * half + i];
+            cos[i] = std::cos(angle) * rope.scale[row];
+            sin[i] = std::sin(angle) * rope.scale[row];
+        }
+    }
+    run.team.barrier();
+}
+
+void Heads::run(Run& run, int) const {
+    const HeadsSpec& s = spec_;
+    const Pool& pool = run.step.pools[s.pool];
+    long J = s.H + 2 * s.K, row = s.row_bytes();
+    for (long t; (t = run.team.next()) < run.step.T;) {
+        float* heads = run.buffer(s.buffer) + t * J * s.E;
+        long position = run.step.positions[t];
+        float warmth = s.scale;
+        if (s.temperature_floor > 0)
+            warmth *= std::log1p(std::floor((position + 1.0f) / s.temperature_floor)) * s.temperature_scale + 1.0f;
+        for (long h = 0; h < s.H + s.K; h++) {
+            float* head = heads + h * s.E;
+            if (!s.norm.empty()) best.rms_norm(head, s.norm.data() + h * s.E, s.eps, s.E, head);
+            if (s.cos >= 0) {
+                long at = t * (s.rope_dim / 2);
+                best.rotate(head, run.buffer(s.cos) + at, run.buffer(s.sin) + at, s.rope_dim, s.neighbours);
+            }
+            if (s.l2) best.rms_norm(head, nullptr, s.eps, s.E, head);
+            if (h < s.H)
+                for (long e = 0; e < s.E; e++) head[e] *= warmth;
+        }
+        long block = pool.slots[t] / s.block_size, in = pool.slots[t] % s.block_size;
+        for (long h = 0; h < 2 * s.K; h++) {
+            uint8_t* to = s.cache + ((block * 2 * s.K + h) * s.block_size + in) * row;
+            const float* from = heads + (s.H + h) * s.E;
+            if (s.eight_bit) best.quantize_slot(from, s.E, (int8_t*)to);
+            else best.narrow(from, s.E, (uint16_t*)to);
+        }
+    }
+    run.team.barrier();
+}
+
+void Logits::run(Run& run, int) const {
+    for (long t; (t = run.team.next()) < run.step.T;) {
+        float* row = run.step.out + t * V_;
+        if (softcap_ > 0) best.softcap(row, V_, softcap_);
+        run.step.largest[t] = best.largest(row, V_);
+    }
+    run.team.barrier();
+}
+
+std::string Linear::describe() const {
+    std::string out = "linear " + std::to_string(N_) + " x " + std::to_string(D_) + ":";
+    for (const Matrix& part : parts_) {
+        if (part.is_packed)
+            out += " int" + std::to_string(part.packed.bits) + (part.packed.has_minimum ? "+min" : "") +
+                   (part.packed.fine ? "/16" : "/32");
+        else out += " bf16";
+    }
+    return out;
+}
+
+std::string Norm::describe() const { return "norm " + std::to_string(D_) + (add_ ? ", added" : ""); }
+
+std::string Angles::describe() const { return "angles of rope " + std::to_string(rope_); }
+
+std::string Heads::describe() const {
+    return std::string("heads: ") + (spec_.norm.empty() ? "" : "norm, ") + (spec_.cos >= 0 ? "rope, " : "") +
+           "cache write";
+}
+
+std::string Logits::describe() const { return "largest of " + std::to_string(V_); }

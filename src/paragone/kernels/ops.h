@@ -1,0 +1,192 @@
+// The operations that plans are made of. Each ends with a barrier: what it has written is there for the next.
+#pragma once
+
+#include "plan.h"
+
+// How a row becomes the input of a product.
+struct Prologue {
+    enum Kind { NONE, RMS_NORM, LAYER_NORM, GATED, ACTIVATED } kind = NONE;
+    std::vector<float> weight, bias;  // of a norm
+    float eps = 0;
+    Activation activation = SILU;
+
+    // Row `from` as the input, `width` numbers: where it lies, or in `to`.
+    const float* apply(const float* from, long width, float* to) const;
+};
+
+// A part of a weight's rows: in panels, or in bfloat16 as they lie.
+struct Matrix {
+    bool is_packed;
+    Packed packed;
+    const uint16_t* dense;
+    long rows;
+
+    long blocks() const { return (rows + 15) / 16; }
+    long bytes(long D) const;
+    // Blocks [first, last) of 16 rows by M tokens; each row of a dense one is read as it lies where there are few.
+    void multiply(long first, long last, long D, Inputs& inputs, long M, bool few, const Out& out, Own& own) const;
+};
+
+// y (T, N) = input(x) . weight + bias, or added to y. Parts of the weight are stacked by rows.
+class Linear : public Op {
+  public:
+    Linear(int source, long source_width, int target, long D, std::vector<Matrix> parts, std::vector<float> bias,
+           Prologue prologue, bool add);
+    void run(Run& run, int member) const override;
+    void prepare(Run& run) const override;
+    std::string describe() const override;
+
+    // The same for M rows, row(m) each, to y (M, N). All members call it.
+    template <class Row> void apply(Run& run, int member, long M, Row row, float* y) const {
+        Own& own = run.own[member];
+        bool alone = M <= ALONE;
+        Inputs& inputs = alone ? own.inputs : run.inputs;
+        if (alone) {
+            for (long m = 0; m < M; m++) make_input(row(m), m, inputs, own);
+        } else {
+            for (long m; (m = run.team.next()) < M;) make_input(row(m), m, inputs, own);
+            run.team.barrier();
+        }
+        multiply(run, own, inputs, M, y);
+        run.team.barrier();
+    }
+
+    long N() const { return N_; }
+    long D() const { return D_; }
+
+  private:
+    static constexpr long ALONE = 2;  // rows whose input every member makes for itself, without waiting
+
+    void make_input(const float* row, long m, Inputs& inputs, Own& own) const;
+    void multiply(Run& run, Own& own, Inputs& inputs, long M, float* y) const;
+
+    int source_, target_;
+    long source_width_, D_, N_ = 0, blocks_ = 0, bytes_ = 0;
+    std::vector<Matrix> parts_;
+    std::vector<float> bias_;
+    Prologue prologue_;
+    bool add_, packed_ = false, dense_ = false;
+};
+
+// x = norm(x); or, from another buffer, x += norm(buffer).
+class Norm : public Op {
+  public:
+    Norm(int source, int target, long D, Prologue norm, bool add)
+        : source_(source), target_(target), D_(D), norm_(std::move(norm)), add_(add) {}
+    void run(Run& run, int member) const override;
+    std::string describe() const override;
+
+  private:
+    int source_, target_;
+    long D_;
+    Prologue norm_;
+    bool add_;
+};
+
+// Cosines and sines of every token, (T, dim / 2) each, for one rope.
+class Angles : public Op {
+  public:
+    Angles(int rope, int cos, int sin, long dim) : rope_(rope), cos_(cos), sin_(sin), dim_(dim) {}
+    void run(Run& run, int member) const override;
+    std::string describe() const override;
+
+  private:
+    int rope_, cos_, sin_;
+    long dim_;
+};
+
+// Queries, keys and values of a step's tokens, (T, H + 2 K, E): the heads' norms, rotation, and the cache.
+struct HeadsSpec {
+    int buffer, cos, sin;  // cos < 0: no rotation
+    long H, K, E, rope_dim;
+    bool neighbours;
+    std::vector<float> norm;  // (H + K, E), or none
+    bool l2;                  // normed after rotation, without weights
+    float eps, scale;
+    float temperature_floor, temperature_scale;
+    int pool;
+    uint8_t* cache;  // (blocks, 2 K, block_size, row bytes)
+    long block_size;
+    bool eight_bit;
+
+    long row_bytes() const { return eight_bit ? E + 2 : 2 * E; }
+};
+
+class Heads : public Op {
+  public:
+    explicit Heads(HeadsSpec spec) : spec_(std::move(spec)) {}
+    void run(Run& run, int member) const override;
+    std::string describe() const override;
+
+  private:
+    HeadsSpec spec_;
+};
+
+// Attention of a step's queries over the cache.
+class Attend : public Op {
+  public:
+    Attend(HeadsSpec spec, int target, float softcap) : spec_(std::move(spec)), target_(target), softcap_(softcap) {}
+    void run(Run& run, int member) const override;
+    void prepare(Run& run) const override;
+    std::string describe() const override;
+
+  private:
+    void single(Run& run, Own& own, long task, long runs) const;
+    void join(Run& run, long head, long runs) const;
+    void many(Run& run, Own& own, int part, long at, long k) const;
+    long tile() const;                // tokens that are one task of a longer part
+    long runs(const Run& run) const;  // of slots, of the single token that sees most
+    Slots slots(const Run& run, long number, long k) const;
+    Scoring scoring(const Run& run, long k) const;
+
+    HeadsSpec spec_;
+    int target_;
+    float softcap_;
+};
+
+// Logits (T, V): capped by softcap * tanh(logit / softcap) unless that is 0, and the largest of each row.
+class Logits : public Op {
+  public:
+    Logits(long V, float softcap) : V_(V), softcap_(softcap) {}
+    void run(Run& run, int member) const override;
+    std::string describe() const override;
+
+  private:
+    long V_;
+    float softcap_;
+};
+
+// A mixture of experts: x += the outputs of those that a router chooses for a token, and of one that sees all.
+struct Expert {
+    std::shared_ptr<Linear> up, down;
+};
+
+struct MixtureSpec {
+    int normed, logits, inner, out;  // buffers (T, D), (T, experts), (T, widest up), (T, D)
+    long D, top_k;
+    Prologue norm;
+    std::shared_ptr<Linear> router;
+    std::vector<Expert> experts;
+    bool sigmoid;      // of the chosen logits, for the input; else softmax over all, for the output
+    bool renormalise;  // the chosen ones' probabilities
+    Expert shared;     // or none
+    std::shared_ptr<Linear> shared_gate;
+};
+
+class Mixture : public Op {
+  public:
+    explicit Mixture(MixtureSpec spec) : spec_(std::move(spec)) {}
+    void run(Run& run, int member) const override;
+    void prepare(Run& run) const override;
+    std::string describe() const override;
+
+  private:
+    struct Choice {
+        int32_t token;
+        float share;
+    };
+    void choose(const float* logits, int32_t token, std::vector<std::vector<Choice>>& chosen) const;
+    void expert(Run& run, int member, const Expert& expert, const std::vector<Choice>& tokens, bool on_input) const;
+
+    MixtureSpec spec_;
+};

@@ -1,0 +1,45 @@
+#include "pack.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+// To the nearest float16, ties to even; too large ones to the largest.
+uint16_t half(float x) {
+    uint32_t bits;
+    float size = std::min(std::fabs(x), 65504.0f) * 0x1p-112f;  // the exponents differ by 112
+    std::memcpy(&bits, &size, 4);
+    return (uint16_t)((bits + 0xfff + (bits >> 13 & 1)) >> 13 | (std::signbit(x) ? 0x8000 : 0));
+}
+
+}  // namespace
+
+void Packing::put(long first, long count, const uint8_t* codes, const float* scales, const float* minima) const {
+    long blocks = (D + 63) / 64, group = fine ? 16 : 32, groups = (D + group - 1) / group, each = 64 / group;
+    long code_bytes = 64 * 16 * bits / 8, size = code_bytes + each * (has_minimum ? 2 : 1) * 32;
+    for (long row = first; row < first + count; row++, codes += D, scales += groups) {
+        long lane = row % 16;
+        uint8_t* block = panels + row / 16 * blocks * size;
+        for (long b = 0; b < blocks; b++, block += size) {
+            uint8_t own[64] = {};
+            std::memcpy(own, codes + b * 64, std::min(64L, D - b * 64));
+            for (long i = 0; i < 64; i += 4) {
+                if (bits == 8) {
+                    std::memcpy(block + i * 16 + lane * 4, own + i, 4);
+                } else if (i % 32 < 16) {
+                    uint8_t* to = block + (i / 32 * 4 + i % 32 / 4) * 64 + lane * 4;
+                    for (long j = 0; j < 4; j++) to[j] = (uint8_t)(own[i + j] | own[i + j + 16] << 4);
+                }
+            }
+            uint16_t* to = (uint16_t*)(block + code_bytes);
+            for (long g = 0; g < each; g++) {
+                bool there = b * each + g < groups;
+                to[g * 16 + lane] = there ? half(scales[b * each + g] / unit) : 0;
+                if (has_minimum) to[(each + g) * 16 + lane] = there ? half(minima[b * each + g] / unit) : 0;
+            }
+        }
+        if (has_minimum) minima += groups;
+    }
+}

@@ -1,0 +1,15 @@
+// Putting codes, scales and minima into panels; packed.h says how they lie.
+#pragma once
+
+#include <cstdint>
+
+struct Packing {
+    uint8_t* panels;
+    long D;
+    int bits;
+    bool has_minimum, fine;
+    float unit;
+
+    // Rows [first, first + count): codes (count, D), unsigned; scales and minima (count, ceil(D / group)).
+    void put(long first, long count, const uint8_t* codes, const float* scales, const float* minima) const;
+};

@@ -1,0 +1,141 @@
+// Products of many tokens with numbers that are brought into panels first: sixteen rows side by side, a lane for each,
+// word by word. Linear layers and the attention of prompts are made of them.
+#pragma once
+
+#include <algorithm>
+
+#include "finish.h"
+
+namespace PARAGONE_LEVEL {
+
+constexpr int TILE_PANELS = 2;              // panels and tokens of one tile: as many sums as fit into the registers
+constexpr int TILE_TOKENS = W == 16 ? 8 : W == 8 ? 2 : 1;
+constexpr long DEPTH = 1024;                // words of a panel that stay in a near cache
+static_assert(TILE_PANELS * PANEL == PANEL_ROWS);
+
+PARAGONE_INLINE VI interleave(VI a, VI b, bool high) {
+#if PARAGONE_LANES == 16
+    return high ? __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                : __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif PARAGONE_LANES == 8
+    return high ? __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+                : __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+    return high ? __builtin_shufflevector(a, b, 2, 6, 3, 7) : __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+
+// Turns W registers of W words: log2 W rounds of perfect shuffles.
+PARAGONE_INLINE void transpose(VI (&v)[W]) {
+    for (long round = 1; round < W; round *= 2) {
+        VI mixed[W];
+        for (long i = 0; i < W / 2; i++) {
+            mixed[2 * i] = interleave(v[i], v[i + W / 2], false);
+            mixed[2 * i + 1] = interleave(v[i], v[i + W / 2], true);
+        }
+        for (long i = 0; i < W; i++) v[i] = mixed[i];
+    }
+}
+
+// W words of one row from number d on.
+PARAGONE_INLINE VI row_words(const uint16_t* row, long d) {
+#if defined(__AVX512BF16__)
+    return load_words(row + d);
+#else
+    return (VI)load(row + d);
+#endif
+}
+
+// Sixteen rows, `count` of them there, numbers [0, D), as a panel of words_of(D) words.
+static void panel_of_rows(const uint16_t* const* rows, long count, long D, Word* panel) {
+    long words = words_of(D);
+    for (long r = 0; r < PANEL; r += W)
+        for (long j = 0; j < words; j += W) {
+            VI v[W];
+            long d = j * NUMBERS, here = std::min(W, words - j);
+            for (long i = 0; i < W; i++) {
+                v[i] = VI{};
+                if (r + i >= count) continue;
+                if (d + STEP_NUMBERS <= D) {
+                    v[i] = row_words(rows[r + i], d);
+                } else {
+                    uint16_t tail[STEP_NUMBERS] = {};
+                    std::memcpy(tail, rows[r + i] + d, (D - d) * 2);
+                    v[i] = row_words(tail, 0);
+                }
+            }
+            transpose(v);
+            for (long i = 0; i < here; i++) std::memcpy(panel + (j + i) * PANEL + r, &v[i], sizeof v[i]);
+        }
+}
+
+// P panels, `stride` words apart, by M tokens: sums of `words` words.
+template <int P, int M>
+PARAGONE_INLINE void tile(const Word* panel, long stride, long words, const Word* x, long x_stride,
+                          float (&out)[M][P * PANEL]) {
+    VF sums[M][P][V] = {};
+    for (long j = 0; j < words; j++) {
+        VI w[P][V];
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < V; v++) w[p][v] = load_words(panel + p * stride + j * PANEL + v * W);
+        for (int m = 0; m < M; m++) {
+            VI both = splat_word(x + m * x_stride + j);
+            for (int p = 0; p < P; p++)
+                for (int v = 0; v < V; v++) {
+#if defined(__AVX512BF16__)
+                    sums[m][p][v] = dot_pairs(sums[m][p][v], w[p][v], both);
+#else
+                    sums[m][p][v] += (VF)w[p][v] * (VF)both;
+#endif
+                }
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int p = 0; p < P; p++)
+            for (int v = 0; v < V; v++) store(out[m] + p * PANEL + v * W, sums[m][p][v]);
+}
+
+// Rows [first, first + count) of the outputs, P panels of them, by M tokens.
+template <int P>
+static void panels_by_tokens(const Word* panels, long stride, long words, const Word* x, long x_stride, long M,
+                             const Out& to, long first, long count) {
+    auto some = [&]<int COUNT>(long m) {
+        float out[COUNT][P * PANEL];
+        tile<P, COUNT>(panels, stride, words, x + m * x_stride, x_stride, out);
+        for (int i = 0; i < COUNT; i++) finish(to, m + i, first, count, out[i]);
+    };
+    long m = 0;
+    for (; m + TILE_TOKENS <= M; m += TILE_TOKENS) some.template operator()<TILE_TOKENS>(m);
+    if constexpr (TILE_TOKENS > 4)
+        if (m + 4 <= M) {
+            some.template operator()<4>(m);
+            m += 4;
+        }
+    for (; m < M; m++) some.template operator()<1>(m);
+}
+
+static void panels_linear(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to,
+                          Word* room) {
+    long words = words_of(D);
+    for (long row = first; row < last; row += PANEL_ROWS) {
+        long count = std::min(PANEL_ROWS, last - row);
+        for (long from = 0; from < words; from += DEPTH) {
+            long here = std::min(DEPTH, words - from), d = from * NUMBERS;
+            for (long p = 0; p * PANEL < count; p++) {
+                const uint16_t* rows[PANEL];
+                long there = std::min(PANEL, count - p * PANEL);
+                for (long r = 0; r < there; r++) rows[r] = w + (row + p * PANEL + r) * D + d;
+                panel_of_rows(rows, there, std::min(D - d, here * NUMBERS), room + p * here * PANEL);
+            }
+            Out mine = to;
+            if (from) {
+                mine.add = true;
+                mine.bias = nullptr;
+            }
+            auto run = count > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
+            run(room, here * PANEL, here, x + from, words, M, mine, row, count);
+        }
+    }
+}
+
+}  // namespace PARAGONE_LEVEL

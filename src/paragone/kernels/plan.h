@@ -1,0 +1,127 @@
+// A decoder's step as a flat list of operations over buffers of floats, one row a token, that a team of threads works
+// through from one call.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "table.h"
+#include "team.h"
+
+// What the queries of a layer see: all slots, the last `reach` of them, or those of their own chunk of `reach`.
+enum class View { FULL, SLIDING, CHUNKED };
+
+// Tokens of one sequence in a step: rows [row, row + count), from slot `start` on.
+struct Part {
+    int32_t row, count, start;
+};
+
+// A step's side of one pool of blocks: of each token the slot that it goes to, and of each part its blocks.
+struct Pool {
+    View view;
+    long reach;
+    const int64_t* slots;
+    const int32_t* tables;
+    long width;
+    std::vector<int32_t> firsts, lasts;  // what each token sees
+};
+
+// A rope's frequencies: those of row which[t] for token t, or of the only row.
+struct Frequencies {
+    const float *inverse, *scale;
+    const int32_t* which;
+};
+
+// A token that attends by itself.
+struct Single {
+    int32_t row, part;
+};
+
+struct Step {
+    long T;
+    float* x;  // (T, D): embeddings, then final hidden states before their norm
+    const int32_t* positions;
+    std::vector<Frequencies> ropes;
+    std::vector<Pool> pools;
+    std::vector<Part> parts;
+    bool deterministic;  // one way to compute a token, whatever is beside it
+    std::vector<Single> singles;
+    std::vector<int> longer;  // parts whose tokens attend together
+    const float* bias;  // ALiBi's, (H, bias_stride), or none
+    long bias_stride;
+    float* out;         // of a plan that has outputs of its own, and for each row the place of the largest
+    int64_t* largest;
+};
+
+template <class T> void grow(std::vector<T>& room, size_t size) {
+    if (room.size() < size) room.resize(size);
+}
+
+// Room for a run of rows as products take them.
+class Inputs {
+  public:
+    void reserve(long rows, long D, bool packed, bool words);
+    Quantised* quantised() { return quantised_.data(); }
+    Word* words() { return words_.data(); }
+
+  private:
+    std::vector<Quantised> quantised_;
+    std::vector<Word> words_;
+};
+
+// What a member of the team has for itself.
+struct Own {
+    Inputs inputs;
+    std::vector<float> row, floats;
+    std::vector<Word> panels;
+    std::vector<uint8_t> room;
+};
+
+// What the operations of a running step share.
+struct Run {
+    static constexpr int X = 0, OUT = -1;  // the step's own
+
+    Team& team;
+    const Step& step;
+    std::vector<std::vector<float>>& buffers;  // (T, width) each
+    Inputs& inputs;
+    std::vector<float>& partial;
+    std::vector<Own>& own;
+
+    float* buffer(int index) const {
+        return index == X ? step.x : index == OUT ? step.out : buffers[index].data();
+    }
+};
+
+class Op {
+  public:
+    virtual ~Op() = default;
+    virtual void run(Run& run, int member) const = 0;
+    // Room that it needs for T tokens, made before the team starts.
+    virtual void prepare(Run&) const {}
+    virtual std::string describe() const = 0;
+};
+
+class Plan {
+  public:
+    explicit Plan(const std::vector<long>& widths) : widths_(widths), buffers_(widths.size()) {}
+
+    void add(std::shared_ptr<Op> op) { ops_.push_back(std::move(op)); }
+    void run(Step& step, int threads);
+    std::vector<std::string> describe() const;
+    // From now on the seconds of each operation are added up.
+    void watch() { seconds_.assign(ops_.size(), 0.0); }
+    std::vector<double> seconds() const { return seconds_; }
+
+  private:
+    std::mutex turn_;
+    std::vector<double> seconds_;
+    std::vector<long> widths_;
+    std::vector<std::vector<float>> buffers_;
+    std::vector<std::shared_ptr<Op>> ops_;
+    Inputs inputs_;
+    std::vector<float> partial_;
+    std::vector<Own> own_;
+};

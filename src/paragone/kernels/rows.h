@@ -1,0 +1,90 @@
+// Products of a few tokens with bfloat16 rows as they lie. They are bound by reading the weight: each byte is read
+// once, in order, a block of rows at a time, and the next block is fetched while this one is multiplied.
+#pragma once
+
+#include "finish.h"
+
+namespace PARAGONE_LEVEL {
+
+constexpr int ROWS = W == 16 ? 8 : 4;       // rows of a block for one token: as many sums as fit into the registers
+constexpr int FEW_ROWS = ROWS / 2;          // and for several
+constexpr int SHARERS = PAIRS ? 6 : 4;      // tokens that share one reading of a block from the nearest cache
+
+// The sums of R vectors, added in the same order whatever R is.
+template <int R> PARAGONE_INLINE void sum_each(const VF (&v)[R], float (&out)[R]) {
+    if constexpr (R % 4 == 0)
+        for (int r = 0; r < R; r += 4) sum4(v[r], v[r + 1], v[r + 2], v[r + 3], out + r);
+    else
+        for (int r = 0; r < R; r++) {
+            float four[4];
+            sum4(v[r], VF{}, VF{}, VF{}, four);
+            out[r] = four[0];
+        }
+}
+
+// One step of R rows by M tokens.
+template <int R, int M, class Weights, class Tokens>
+PARAGONE_INLINE void multiply_step(VF (&sums)[M][R], Weights weights, Tokens tokens) {
+#if defined(__AVX512BF16__)
+    VI w[R];
+    for (int r = 0; r < R; r++) w[r] = load_words(weights(r));
+    for (int m = 0; m < M; m++) {
+        VI x = load_words(tokens(m));
+        for (int r = 0; r < R; r++) sums[m][r] = dot_pairs(sums[m][r], w[r], x);
+    }
+#else
+    VF w[R];
+    for (int r = 0; r < R; r++) w[r] = load(weights(r));
+    for (int m = 0; m < M; m++) {
+        VF x = load((const float*)tokens(m));
+        for (int r = 0; r < R; r++) sums[m][r] += w[r] * x;
+    }
+#endif
+}
+
+// R rows of D inputs from w on by M tokens of `words` words each from x on.
+template <int R, int M>
+PARAGONE_INLINE void block(const uint16_t* w, long D, const Word* x, long words, float (&y)[M][R]) {
+    VF sums[M][R] = {};
+    long d = 0, word = 0;
+    for (; d + STEP_NUMBERS <= D; d += STEP_NUMBERS, word += W) {
+        for (int r = 0; r < R; r++) __builtin_prefetch(w + r * D + d + R * D);
+        multiply_step<R, M>(sums, [&](int r) { return w + r * D + d; }, [&](int m) { return x + m * words + word; });
+    }
+    if (d < D) {
+        uint16_t tail[R][STEP_NUMBERS] = {};
+        Word last[M][W] = {};
+        for (int r = 0; r < R; r++) std::memcpy(tail[r], w + r * D + d, (D - d) * 2);
+        for (int m = 0; m < M; m++) std::memcpy(last[m], x + m * words + word, (words - word) * sizeof(Word));
+        multiply_step<R, M>(sums, [&](int r) { return tail[r]; }, [&](int m) { return last[m]; });
+    }
+    for (int m = 0; m < M; m++) sum_each(sums[m], y[m]);
+}
+
+template <int R>
+static void rows_by_tokens(const uint16_t* w, long row, long D, const Word* x, long M, const Out& to) {
+    long words = words_of(D);
+    auto some = [&]<int COUNT>(long m) {
+        float out[COUNT][R];
+        block<R, COUNT>(w + row * D, D, x + m * words, words, out);
+        for (int i = 0; i < COUNT; i++) finish(to, m + i, row, R, out[i]);
+    };
+    long m = 0;
+    if constexpr (R < ROWS || FEW_ROWS == ROWS)
+        for (; m + SHARERS <= M; m += SHARERS) some.template operator()<SHARERS>(m);
+    if constexpr (R < ROWS)
+        for (; m + 2 <= M; m += 2) some.template operator()<2>(m);
+    for (; m < M; m++) some.template operator()<1>(m);
+}
+
+// Rows [first, last).
+static void rows_linear(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to) {
+    long row = first;
+    if (M == 1)
+        for (; row + ROWS <= last; row += ROWS) rows_by_tokens<ROWS>(w, row, D, x, M, to);
+    else
+        for (; row + FEW_ROWS <= last; row += FEW_ROWS) rows_by_tokens<FEW_ROWS>(w, row, D, x, M, to);
+    for (; row < last; row++) rows_by_tokens<1>(w, row, D, x, M, to);
+}
+
+}  // namespace PARAGONE_LEVEL

@@ -1,0 +1,310 @@
+"""A decoder lowered to a plan of the compiled kernels: a flat list of operations that one call runs.
+
+N tokens of a step, D model width, H query heads, K key/value heads, E head width. Between products the
+kernels compute in float32; keys and values are kept as the cache keeps them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paragone.kernels import native
+from paragone.model.block import Block, ParallelBlock, SandwichBlock
+from paragone.model.decoder import Decoder
+from paragone.model.linear import Linear
+from paragone.model.mlp import MLP, MoE
+from paragone.model.norm import LayerNorm, Norm
+from paragone.model.paged import PagedCache, Part
+from paragone.model.position import Rope, alibi_bias, alibi_slopes, inverse_frequencies
+from paragone.model.spec import LayerSpec
+from paragone.ops.choose import kernels_wanted
+
+MOST_TOKENS = 512  # of one run: buffers hold no more
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+               "gelu_bloom": "gelu_tanh"}  # fmt: skip
+
+
+def why_no_plan(decoder: Decoder) -> str | None:
+    """Why a decoder cannot run on the kernels; None where it can."""
+    if native is None:
+        return "the kernels are not compiled"
+    if not kernels_wanted():
+        return "PARAGONE_OPS asks for PyTorch"
+    if decoder.device.type != "cpu":
+        return f"it is on {decoder.device}"
+    if decoder.dtype != torch.bfloat16:
+        return "it computes in float32"
+    return None
+
+
+class Plan:
+    """A decoder over one cache."""
+
+    def __init__(self, decoder: Decoder, cache: PagedCache, *, deterministic: bool = False) -> None:
+        self.decoder, self.cache, self.deterministic = decoder, cache, deterministic
+        spec = decoder.spec
+        self._kept: list[Tensor] = []  # what the plan knows by address only
+        heads = spec.num_attention_heads + 2 * spec.num_key_value_heads
+        inner = max(mlp.up.out_features for block in decoder.blocks for mlp in block.mlp.mlps())
+        experts = spec.moe.num_experts if spec.moe else 0
+        widths = [spec.hidden_size, heads * spec.head_dim, spec.num_attention_heads * spec.head_dim, inner,
+                  spec.hidden_size, spec.hidden_size if experts else 0, experts]  # fmt: skip
+        self.qkv, self.mixed, self.inner, self.branch, self.normed, self.routes = range(1, 7)
+        self.angles = []
+        for rope in decoder.ropes:
+            self.angles.append((len(widths), len(widths) + 1))
+            widths += [rope.dim // 2] * 2
+        self.native = native.Plan(widths)
+        self._lower()
+        self.head = native.Plan([spec.hidden_size])
+        self.head.add(self._linear(decoder.head, native.X, native.OUT, self._norm(decoder.final_norm)))
+        self.head.add(native.Logits(spec.vocab_size, spec.final_logit_softcapping or 0.0))
+        self._frequencies = [_as_arrays([(rope.inv, rope.scale)]) for rope in decoder.ropes]
+        self._bias: Tensor | None = None
+
+    def _lower(self) -> None:
+        decoder = self.decoder
+        if decoder.embedding_norm is not None:
+            self._add_norm(decoder.embedding_norm, native.X, added=False)
+        for number, rope in enumerate(decoder.ropes):
+            self.native.add(native.Angles(number, *self.angles[number], rope.dim))
+        for number, (block, layer) in enumerate(zip(decoder.blocks, decoder.spec.layers, strict=True)):
+            self._block(number, block, layer)
+
+    def _block(self, number: int, block: Block, layer: LayerSpec) -> None:
+        norms = block.norms
+        if isinstance(block, ParallelBlock):
+            # Both halves read x before either adds to it.
+            self._qkv(block, norms[0])
+            self._up(block, norms[-1])
+            self._attend(number, block, layer, native.X)
+            self._down(block, native.X)
+        elif isinstance(block, SandwichBlock):
+            self._qkv(block, norms[0])
+            self._attend(number, block, layer, self.branch)
+            self._add_norm(norms[1], self.branch, added=True)
+            self._up(block, norms[2])
+            self._down(block, self.branch)
+            self._add_norm(norms[3], self.branch, added=True)
+        else:
+            self._qkv(block, norms[0])
+            self._attend(number, block, layer, native.X)
+            self._up(block, norms[1])
+            self._down(block, native.X)
+
+    def _qkv(self, block: Block, norm: Norm) -> None:
+        self.native.add(self._linear(block.attn.qkv, native.X, self.qkv, self._norm(norm)))
+
+    def _attend(self, number: int, block: Block, layer: LayerSpec, target: int) -> None:
+        attn, cache, spec = block.attn, self.cache, self.decoder.spec
+        cos, sin = (-1, -1) if layer.rope is None else self.angles[layer.rope]
+        rope = None if layer.rope is None else self.decoder.ropes[layer.rope]
+        norm = None if attn.qk_norm is None else self._keep(attn.qk_norm)
+        heads = native.HeadsSpec(
+            buffer=self.qkv,
+            cos=cos,
+            sin=sin,
+            sizes=(attn.num_heads, attn.num_kv_heads, attn.head_dim),
+            rope_dim=0 if rope is None else rope.dim,
+            neighbours=rope is not None and rope.spec.pairs,
+            norm=0 if norm is None else norm.data_ptr(),
+            l2=attn.l2_norm,
+            eps=attn.eps,
+            scale=attn.scale,
+            temperature_floor=attn.temperature[0],
+            temperature_scale=attn.temperature[1],
+            pool=cache.pool_of[number],
+            cache=cache.layers[number].data_ptr(),
+            block_size=cache.block_size,
+            eight_bit=cache.layers[number].dtype == torch.uint8,
+        )
+        self.native.add(native.Heads(heads))
+        self.native.add(native.Attend(heads, self.mixed, spec.attn_logit_softcapping or 0.0))
+        self.native.add(self._linear(attn.o, self.mixed, target, native.Prologue(), added=target == native.X))
+
+    def _up(self, block: Block, norm: Norm) -> None:
+        if isinstance(block.mlp, MLP):
+            self.native.add(self._linear(block.mlp.up, native.X, self.inner, self._norm(norm)))
+        else:
+            self._mixture(block.mlp, norm)
+
+    def _down(self, block: Block, target: int) -> None:
+        if isinstance(block.mlp, MLP):
+            self.native.add(self._down_of(block.mlp, target))
+
+    def _down_of(self, mlp: MLP, target: int) -> Any:
+        act = native.activated(ACTIVATIONS[mlp.activation], mlp.is_gated)
+        width = mlp.up.out_features  # a row of gate and up, or of up alone
+        return self._linear(mlp.down, self.inner, target, act, width, added=target == native.X)
+
+    def _mixture(self, moe: MoE, norm: Norm) -> None:
+        """Only blocks of the kind "pre" have mixtures: what they give is added to x."""
+        spec = moe.spec
+
+        def pair(mlp: MLP) -> tuple[Any, Any]:
+            up = self._linear(mlp.up, self.normed, self.inner, native.Prologue())
+            return up, self._down_of(mlp, self.branch)
+
+        gates = [] if moe.shared_gate is None else [moe.shared_gate]
+        mixture = native.Mixture(
+            buffers=(self.normed, self.routes, self.inner, self.branch),
+            D=self.decoder.spec.hidden_size,
+            top_k=spec.top_k,
+            norm=self._norm(norm),
+            router=self._linear(moe.router, self.normed, self.routes, native.Prologue()),
+            experts=[pair(expert) for expert in moe.experts],
+            sigmoid=spec.score == "sigmoid",
+            renormalise=spec.renormalise,
+            shared=[] if moe.shared is None else [pair(moe.shared)],
+            shared_gate=[self._linear(g, self.normed, self.routes, native.Prologue()) for g in gates],
+        )
+        self.native.add(mixture)
+
+    def _linear(
+        self,
+        linear: Linear,
+        source: int,
+        target: int,
+        prologue: Any,
+        source_width: int | None = None,
+        *,
+        added: bool = False,
+    ) -> Any:
+        parts = []
+        for part in linear.parts:
+            if isinstance(part, Tensor):
+                numbers = part.contiguous()
+                self._kept.append(numbers)
+                parts.append(native.dense(numbers.data_ptr(), len(numbers)))
+            else:
+                p = part.packing
+                at = part.panels.data_ptr()
+                sizes = part.rows, part.width, p.bits, p.has_minimum, p.fine, p.unit
+                parts.append(native.packed(at, *sizes))
+        bias = 0 if linear.bias is None else self._keep(linear.bias).data_ptr()
+        width = linear.in_features
+        return native.Linear(source, source_width or width, target, width, parts, bias, prologue, added)
+
+    def _add_norm(self, norm: Norm, source: int, *, added: bool) -> None:
+        width = self.decoder.spec.hidden_size
+        self.native.add(native.Norm(source, native.X, width, self._norm(norm), added))
+
+    def _norm(self, norm: Norm) -> Any:
+        weight = self._keep(norm.weight)
+        bias = self._keep(norm.bias) if isinstance(norm, LayerNorm) else None
+        kind = "rms" if bias is None else "layer"
+        at = 0 if bias is None else bias.data_ptr()
+        return native.norm(kind, weight.data_ptr(), at, norm.eps, len(weight))
+
+    def _keep(self, vector: Tensor) -> Tensor:
+        """A vector in float32."""
+        self._kept.append(vector.float().contiguous())
+        return self._kept[-1]
+
+    def describe(self) -> list[str]:
+        """The operations, in order."""
+        return [*self.native.describe(), *self.head.describe()]
+
+    def hidden(self, ids: Sequence[int], parts: Sequence[Part], lengths: Sequence[int]) -> Tensor:
+        """What all layers make of a step's tokens, before the last norm, (N, D) in float32. `lengths` are
+        those of the whole texts, which some ropes depend on."""
+        x = self.decoder.embedded(torch.tensor([ids]))[0].float()
+        at = 0
+        for run, run_lengths in _runs(parts, lengths):
+            count = sum(part.count for part in run)
+            self._run(x[at : at + count], run, run_lengths)
+            at += count
+        return x
+
+    def _run(self, x_ND: Tensor, parts: Sequence[Part], lengths: Sequence[int]) -> None:
+        size = self.cache.block_size
+        counts = np.array([part.count for part in parts])
+        starts = np.array([part.start for part in parts])
+        rows = np.cumsum(counts) - counts
+        positions = (np.arange(len(x_ND)) + np.repeat(starts - rows, counts)).astype(np.int32)
+        described = np.stack((rows, counts, starts), axis=1).astype(np.int32)
+        kept: list[Any] = []
+        pools = []
+        for pool, reach in enumerate(self.cache.reaches):
+            width = max(len(part.tables[pool]) for part in parts)
+            tables = np.zeros((len(parts), width), dtype=np.int32)
+            for row, part in zip(tables, parts, strict=True):
+                row[: len(part.tables[pool])] = part.tables[pool]
+            of = np.repeat(np.arange(len(parts)), counts)
+            slots = tables[of, positions // size].astype(np.int64) * size + positions % size
+            kept += [tables, slots]
+            view = (
+                "full"
+                if reach is None
+                else "chunked"
+                if reach == self.decoder.spec.attention_chunk
+                else "sliding"
+            )
+            pools.append((view, reach or 0, slots.ctypes.data, tables.ctypes.data, width))
+        ropes = [self._rope(n, rope, counts, lengths, kept) for n, rope in enumerate(self.decoder.ropes)]
+        bias = self._alibi(int(positions.max()) + 1)
+        where = (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0))
+        self.native.run(
+            torch.get_num_threads(), len(x_ND), x_ND.data_ptr(), positions.ctypes.data, ropes, pools,
+            described.ctypes.data, len(parts), self.deterministic, *where,
+        )  # fmt: skip
+
+    def _rope(
+        self, number: int, rope: Rope, counts: Any, lengths: Sequence[int], kept: list[Any]
+    ) -> tuple[int, int, int]:
+        if not rope.depends_on_length:
+            inverse, scale = self._frequencies[number]
+            return inverse.data_ptr(), scale.data_ptr(), 0
+        inverse, scale = _as_arrays([inverse_frequencies(rope.spec, rope.dim, n) for n in lengths])
+        which = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+        kept += [inverse, scale, which]
+        return inverse.data_ptr(), scale.data_ptr(), which.ctypes.data
+
+    def _alibi(self, slots: int) -> Tensor | None:
+        """ALiBi's (H, S), for so many slots or more."""
+        spec = self.decoder.spec
+        if spec.alibi is not None and (self._bias is None or self._bias.shape[1] < slots):
+            places = torch.arange(2 * slots)[None]
+            slopes = alibi_slopes(spec.num_attention_heads)
+            bias = alibi_bias(spec.alibi, slopes, places, spec.attention_scale, torch.float32)
+            self._bias = bias[0].contiguous()
+        return self._bias
+
+    def logits(self, hidden_ND: Tensor) -> tuple[Tensor, list[int]]:
+        """Logits (N, V) in float32 of rows that `hidden` gave, and the most likely token of each; -1 where
+        they are no numbers."""
+        rows = hidden_ND.contiguous()
+        out = torch.empty(len(rows), self.decoder.spec.vocab_size)
+        best = torch.empty(len(rows), dtype=torch.int64)
+        for at in range(0, len(rows), MOST_TOKENS):
+            here = min(MOST_TOKENS, len(rows) - at)
+            where = out[at:].data_ptr(), best[at:].data_ptr()
+            self.head.run_head(
+                torch.get_num_threads(), here, rows[at:].data_ptr(), self.deterministic, *where
+            )
+        return out, best.tolist()
+
+
+def _as_arrays(regimes: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
+    inverse = torch.stack([inv.float() for inv, _ in regimes]).contiguous()
+    return inverse, torch.tensor([scale for _, scale in regimes], dtype=torch.float32)
+
+
+def _runs(parts: Sequence[Part], lengths: Sequence[int]) -> list[tuple[list[Part], list[int]]]:
+    """The parts in runs of so many tokens as are computed at once; long ones are cut."""
+    runs: list[tuple[list[Part], list[int]]] = [([], [])]
+    room = MOST_TOKENS
+    for part, length in zip(parts, lengths, strict=True):
+        at = 0
+        while at < part.count:
+            if room == 0:
+                runs.append(([], []))
+                room = MOST_TOKENS
+            count = min(room, part.count - at)
+            runs[-1][0].append(Part(part.start + at, count, part.tables))
+            runs[-1][1].append(length)
+            at, room = at + count, room - count
+    return runs

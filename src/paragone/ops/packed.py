@@ -1,0 +1,144 @@
+"""Weights in four or eight bits as the kernels lay them out, and what they mean.
+
+Sixteen rows are a panel, a panel is a run of blocks of 64 inputs: codes, then scales, then, where there are
+any, minima: weight = scale * (code - center) + minimum. In eight bits the sixteen rows' codes of four
+neighbouring inputs lie together. In four bits, for each half of a block, low halves of bytes hold its first
+16 inputs so, and high halves the other 16. Scales and minima are float16 in units of `unit`, one for every 32
+inputs, or for every 16 where `fine`. Rows and inputs are padded with codes that count for nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paragone.kernels import native
+
+PANEL, BLOCK = 16, 64
+RUN = 1 << 19  # numbers dequantised at a time: they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which of the layouts: 4 or 8 bits; with minima or symmetric; scales for 16 inputs or for 32."""
+
+    bits: int
+    has_minimum: bool = False
+    fine: bool = False
+    unit: float = 1.0
+
+    @property
+    def group(self) -> int:
+        return 16 if self.fine else 32
+
+    @property
+    def center(self) -> int:
+        """The code that means zero, before the minimum."""
+        return 128 if self.bits == 8 else 0 if self.has_minimum else 8
+
+    @property
+    def block_bytes(self) -> int:
+        scales = BLOCK // self.group * (2 if self.has_minimum else 1)
+        return PANEL * (BLOCK * self.bits // 8 + 2 * scales)
+
+    def rounded(self, scales: Tensor) -> Tensor:
+        """Scales or minima as they come back from float16, in float32."""
+        return (scales / self.unit).clamp(-65504, 65504).half().float() * self.unit
+
+
+class PackedMatrix:
+    """(rows, width) in one of the layouts. `panels` is (panels, blocks, bytes of a block) of uint8."""
+
+    def __init__(self, rows: int, width: int, packing: Packing, device: torch.device | None = None) -> None:
+        self.rows, self.width, self.packing = rows, width, packing
+        shape = -(-rows // PANEL), -(-width // BLOCK), packing.block_bytes
+        self.panels = torch.zeros(shape, dtype=torch.uint8, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        return self.panels.nbytes
+
+    def to(self, device: torch.device) -> "PackedMatrix":
+        """Itself, moved."""
+        self.panels = self.panels.to(device)
+        return self
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def put(self, first: int, codes_ND: Tensor, scale_NG: Tensor, minimum_NG: Tensor | None) -> None:
+        """Rows from `first` on: codes uint8, and float32 scales and minima of each group."""
+        if native is None or self.panels.device.type != "cpu":
+            self._put(first, codes_ND, scale_NG, minimum_NG)
+            return
+        codes, scale = codes_ND.contiguous(), scale_NG.float().contiguous()
+        minimum = None if minimum_NG is None else minimum_NG.float().contiguous()
+        p = self.packing
+        native.pack(
+            self.panels.data_ptr(), self.width, p.bits, p.has_minimum, p.fine, p.unit, first, len(codes),
+            codes.data_ptr(), scale.data_ptr(), 0 if minimum is None else minimum.data_ptr(),
+        )  # fmt: skip
+
+    def _put(self, first: int, codes_ND: Tensor, scale_NG: Tensor, minimum_NG: Tensor | None) -> None:
+        """The same without kernels."""
+        p, blocks = self.packing, self.panels.shape[1]
+        n = torch.arange(first, first + len(codes_ND), device=self.panels.device)
+        panel, lane = n // PANEL, n % PANEL
+        whole = F.pad(codes_ND.to(self.panels.device), (0, blocks * BLOCK - self.width))
+        codes = self._codes()
+        if p.bits == 8:
+            codes[panel, :, :, lane] = whole.view(-1, blocks, BLOCK // 4, 4)
+        else:
+            halves = whole.view(-1, blocks, 2, 2, 4, 4)
+            codes[panel, :, :, lane] = (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).flatten(2, 3)
+        groups = blocks * BLOCK // p.group
+        for at, values in enumerate((scale_NG, minimum_NG)):
+            if values is not None:
+                stored = (values.to(self.panels.device) / p.unit).clamp(-65504, 65504).half()
+                padded = F.pad(stored, (0, groups - stored.shape[1]))
+                self._scales(at)[panel, :, :, lane] = padded.view(len(stored), blocks, -1)
+
+    def _codes(self) -> Tensor:
+        """A view (panels, blocks, runs, lanes, 4)."""
+        end = PANEL * BLOCK * self.packing.bits // 8
+        return self.panels[:, :, :end].view(*self.panels.shape[:2], -1, PANEL, 4)
+
+    def _scales(self, which: int) -> Tensor:
+        """A view (panels, blocks, groups, lanes) of scales (0) or minima (1)."""
+        begin, size = PANEL * BLOCK * self.packing.bits // 8, PANEL * 2 * (BLOCK // self.packing.group)
+        part = self.panels[:, :, begin + which * size : begin + (which + 1) * size]
+        return part.view(torch.float16).view(*part.shape[:2], -1, PANEL)
+
+    def dequantize(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Rows [first, last) in float32. Defines what the bytes mean."""
+        p, last = self.packing, self.rows if last is None else last
+        panels = slice(first // PANEL, -(-last // PANEL))
+        stored = self._codes()[panels]
+        if p.bits == 4:  # runs of a half: four low ones, then four high ones
+            halves = stored.view(*stored.shape[:2], 2, 4, PANEL, 4)
+            stored = torch.stack((halves & 15, halves >> 4), dim=3).flatten(2, 4)
+        codes = stored.permute(0, 3, 1, 2, 4).float()  # (panels, lanes, blocks, runs, 4)
+        groups = codes.reshape(*codes.shape[:3], -1, p.group) - p.center
+        scale = self._scales(0)[panels].permute(0, 3, 1, 2).float() * p.unit
+        out = groups * scale[..., None]
+        if p.has_minimum:
+            out += (self._scales(1)[panels].permute(0, 3, 1, 2).float() * p.unit)[..., None]
+        begin = first - panels.start * PANEL
+        return out.flatten(0, 1).flatten(1)[begin : begin + last - first, : self.width]
+
+
+def packed_linear_reference(x: Tensor, weight: PackedMatrix) -> Tensor:
+    """Defines the answer: dequantise in float32, multiply in float32, round once to x's type."""
+    return (x.float() @ weight.dequantize().T).to(x.dtype)
+
+
+def packed_linear(x: Tensor, weight: PackedMatrix) -> Tensor:
+    """As the reference, a run of rows at a time, in x's type."""
+    flat = x.reshape(-1, x.shape[-1])
+    y = x.new_empty(len(flat), weight.rows)
+    step = max(PANEL, RUN // weight.width // PANEL * PANEL)
+    for at in range(0, weight.rows, step):
+        end = min(at + step, weight.rows)
+        y[:, at:end] = F.linear(flat, weight.dequantize(at, end).to(x.dtype))
+    return y.reshape(*x.shape[:-1], -1)
