@@ -134,6 +134,8 @@ def test_packing_keeps_every_integer(packing, shape):
     want = want if minimum is None else want + spread(minimum)
     assert torch.equal(matrix.dequantize(), want)
     assert torch.equal(matrix.dequantize(rows // 2, rows), want[rows // 2 :])
+    ids = [rows - 1, 0, rows // 2]
+    torch.testing.assert_close(matrix.rows_of(ids), want[ids], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -266,27 +268,19 @@ class Texts:
         else:
             self.cache[..., :-2] = torch.randint(0, 256, self.cache[..., :-2].shape).to(torch.uint8)
             self.cache[..., -2:] = (torch.rand(*self.cache.shape[:-1], 1) * 0.03).bfloat16().view(torch.uint8)
-        counts = [count for _, count in parts]
-        rows = np.cumsum(counts) - counts
-        self.described = np.array([(r, c, s) for r, (s, c) in zip(rows, parts, strict=True)], dtype=np.int32)
-        self.positions = np.concatenate([np.arange(s, s + c) for s, c in parts]).astype(np.int32)
-        of = np.repeat(np.arange(len(parts)), counts)
-        where = self.tables.numpy()[of, self.positions // size].astype(np.int64)
-        self.slots = where * size + self.positions % size
+        self.positions = np.concatenate([np.arange(s, s + c) for s, c in parts])
 
     def run(self, ops, x, out, view=("full", 0), bias=None, inverse=None, deterministic=False):
         half = 0 if inverse is None else len(inverse)
         plan = native.Plan([x.shape[1], half, half])
+        plan.add_pool(*view)
         for op in ops:
             plan.add(op)
         one = torch.ones(1)
         ropes = [] if inverse is None else [(inverse.data_ptr(), one.data_ptr(), 0)]
-        pools = [(*view, self.slots.ctypes.data, self.tables.data_ptr(), self.tables.shape[1])]
+        parts = [(s, c, [table.tolist()]) for (s, c), table in zip(self.parts, self.tables, strict=True)]
         where = (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0))
-        plan.run(
-            2, len(x), x.data_ptr(), self.positions.ctypes.data, ropes, pools, self.described.ctypes.data,
-            len(self.parts), deterministic, *where, out=out.data_ptr(),
-        )  # fmt: skip
+        plan.run(2, len(x), x.data_ptr(), ropes, parts, self.size, deterministic, *where, out=out.data_ptr())
 
 
 HEADS = [(9, 3, 64), (4, 1, 256), (6, 6, 10), (8, 2, 80), (14, 2, 16)]
@@ -339,8 +333,6 @@ def test_attention_does_not_depend_on_neighbours(deterministic):
     texts.run(ops, x.clone(), whole, ("sliding", 70), deterministic=deterministic)
     other = Texts([(90, 50), (140, 70)], K, E)
     other.cache, other.tables = texts.cache, texts.tables[[0, 0]].contiguous()
-    where = other.tables.numpy()[np.zeros(120, int), other.positions // 8].astype(np.int64)
-    other.slots = where * 8 + other.positions % 8
     other.run(ops, x[:120].clone(), cut, ("sliding", 70), deterministic=deterministic)
     assert torch.equal(cut, whole[:120])
 

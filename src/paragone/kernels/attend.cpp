@@ -15,7 +15,7 @@ Slots Attend::slots(const Run& run, long number, long k) const {
     const Pool& pool = run.step.pools[spec_.pool];
     long row = spec_.row_bytes(), head = spec_.block_size * row;
     const uint8_t* keys = spec_.cache + k * head;
-    return {keys, keys + spec_.K * head, pool.tables + number * pool.width, spec_.block_size, 2 * spec_.K * head,
+    return {keys, keys + spec_.K * head, pool.tables.data() + number * pool.width, spec_.block_size, 2 * spec_.K * head,
             row, spec_.eight_bit};
 }
 

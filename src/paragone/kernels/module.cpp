@@ -45,21 +45,23 @@ View view(const std::string& name) {
 
 using Linears = std::tuple<std::shared_ptr<Linear>, std::shared_ptr<Linear>>;  // up, down
 using Rope = std::tuple<uintptr_t, uintptr_t, uintptr_t>;          // inverse frequencies, scales, which
-using Blocks = std::tuple<std::string, long, uintptr_t, uintptr_t, long>;  // view, reach, slots, tables, width
+using Text = std::tuple<int32_t, int32_t, std::vector<std::vector<int32_t>>>;  // start, count, tables
 
-// One step of T tokens; addresses as plan.h has them. parts (n, 3) are int32.
-void run(Plan& plan, int threads, long T, uintptr_t x, uintptr_t positions, const std::vector<Rope>& ropes,
-         const std::vector<Blocks>& pools, uintptr_t parts, long num_parts, bool deterministic, uintptr_t bias,
-         long bias_stride, uintptr_t out) {
+// One step of T tokens; addresses as plan.h has them.
+void run(Plan& plan, int threads, long T, uintptr_t x, const std::vector<Rope>& ropes,
+         const std::vector<Text>& parts, long block_size, bool deterministic, uintptr_t bias, long bias_stride,
+         uintptr_t out) {
     Step step{};
     step.T = T;
     step.x = at<float>(x);
-    step.positions = at<int32_t>(positions);
+    step.block_size = block_size;
     for (auto [inverse, scale, which] : ropes)
         step.ropes.push_back({at<float>(inverse), at<float>(scale), at<int32_t>(which)});
-    for (auto& [kind, reach, slots, tables, width] : pools)
-        step.pools.push_back({view(kind), reach, at<int64_t>(slots), at<int32_t>(tables), width, {}, {}});
-    step.parts.assign(at<Part>(parts), at<Part>(parts) + num_parts);
+    int32_t row = 0;
+    for (auto& [start, count, tables] : parts) {
+        step.parts.push_back({row, count, start, tables});
+        row += count;
+    }
     step.deterministic = deterministic;
     step.bias = at<float>(bias);
     step.bias_stride = bias_stride;
@@ -84,6 +86,13 @@ void pack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float
                                                                       at<float>(scales), at<float>(minima));
 }
 
+// Rows of a packed weight in float32, one after the other.
+void unpack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float unit, const std::vector<long>& rows,
+            uintptr_t to) {
+    Packing packing{at<uint8_t>(panels), D, bits, has_minimum, fine, unit};
+    for (size_t i = 0; i < rows.size(); i++) packing.get(rows[i], at<float>(to) + i * D);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -94,6 +103,7 @@ NB_MODULE(_native, m) {
     m.attr("pairs") = best.pairs;
     auto released = nb::call_guard<nb::gil_scoped_release>();
     m.def("pack", &pack, released);
+    m.def("unpack", &unpack);
     m.def("multiply_rate", &multiply_rate, released);
     m.def("read_rate", [](uintptr_t from, long bytes, int threads) {
         return read_rate(at<uint8_t>(from), bytes, threads);
@@ -142,11 +152,12 @@ NB_MODULE(_native, m) {
            "shared_gate"_a);
     nb::class_<Plan>(m, "Plan")
         .def(nb::init<std::vector<long>>())
+        .def("add_pool", [](Plan& plan, const std::string& kind, long reach) { plan.add_pool(view(kind), reach); })
         .def("add", &Plan::add)
         .def("describe", &Plan::describe)
         .def("watch", &Plan::watch)
         .def("seconds", &Plan::seconds)
-        .def("run", &run, "threads"_a, "T"_a, "x"_a, "positions"_a, "ropes"_a, "pools"_a, "parts"_a, "num_parts"_a,
-             "deterministic"_a, "bias"_a, "bias_stride"_a, "out"_a = 0, released)
+        .def("run", &run, "threads"_a, "T"_a, "x"_a, "ropes"_a, "parts"_a, "block_size"_a, "deterministic"_a,
+              "bias"_a, "bias_stride"_a, "out"_a = 0, released)
         .def("run_head", &run_head, released);
 }

@@ -14,6 +14,14 @@ uint16_t half(float x) {
     return (uint16_t)((bits + 0xfff + (bits >> 13 & 1)) >> 13 | (std::signbit(x) ? 0x8000 : 0));
 }
 
+float whole(uint16_t h) {
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
+    float size;
+    std::memcpy(&size, &bits, 4);
+    size *= 0x1p112f;
+    return h & 0x8000 ? -size : size;
+}
+
 }  // namespace
 
 void Packing::put(long first, long count, const uint8_t* codes, const float* scales, const float* minima) const {
@@ -42,4 +50,19 @@ void Packing::put(long first, long count, const uint8_t* codes, const float* sca
         }
         if (has_minimum) minima += groups;
     }
+}
+
+void Packing::get(long row, float* to) const {
+    long blocks = (D + 63) / 64, group = fine ? 16 : 32, each = 64 / group, lane = row % 16;
+    long code_bytes = 64 * 16 * bits / 8, size = code_bytes + each * (has_minimum ? 2 : 1) * 32;
+    int center = bits == 8 ? 128 : has_minimum ? 0 : 8;
+    const uint8_t* block = panels + row / 16 * blocks * size;
+    for (long b = 0; b < blocks; b++, block += size)
+        for (long i = 0; i < std::min(64L, D - b * 64); i++) {
+            int code = bits == 8 ? block[i / 4 * 64 + lane * 4 + i % 4]
+                                 : block[(i / 32 * 4 + i % 16 / 4) * 64 + lane * 4 + i % 4] >> (i % 32 < 16 ? 0 : 4) & 15;
+            const uint16_t* scales = (const uint16_t*)(block + code_bytes) + lane;
+            float value = (float)(code - center) * (whole(scales[i / group * 16]) * unit);
+            to[b * 64 + i] = has_minimum ? value + whole(scales[(each + i / group) * 16]) * unit : value;
+        }
 }

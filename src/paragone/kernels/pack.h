@@ -12,4 +12,6 @@ struct Packing {
 
     // Rows [first, first + count): codes (count, D), unsigned; scales and minima (count, ceil(D / group)).
     void put(long first, long count, const uint8_t* codes, const float* scales, const float* minima) const;
+    // One row in float32.
+    void get(long row, float* to) const;
 };

@@ -27,44 +27,43 @@ PARAGONE_INLINE constexpr long block_bytes(int bits, bool has_minimum, bool fine
 
 // One token's activations in eight bits.
 static void quantize_inputs(const float* x, long D, Quantised* to) {
-    for (long d = 0; d < D; d += BLOCK, to++)
-        for (long half = 0; half < 2; half++) {
-            long at = d + 32 * half;
-            float own[32];
-            const float* from = x + at;
-            if (at + 32 > D) {
-                for (long i = 0; i < 32; i++) own[i] = at + i < D ? x[at + i] : 0.0f;
-                from = own;
-            }
+    constexpr int REGISTERS = 16 / W;  // of a quarter of a block, which is what sums are made of
+    for (long d = 0; d < D; d += BLOCK, to++) {
+        float own[BLOCK] = {};
+        const float* from = x + d;
+        if (d + BLOCK > D) {
+            std::memcpy(own, from, (D - d) * sizeof *x);
+            from = own;
+        }
+        VF sums[4];
+        for (int half = 0; half < 2; half++) {
             // Sizes compare as whole numbers do, and what is not a number is the largest.
             VI most = {};
             for (long i = 0; i < 32; i += W) {
-                VI size = (VI)load(from + i) & 0x7fffffff;
+                VI size = (VI)load(from + 32 * half + i) & 0x7fffffff;
                 most = size > most ? size : most;
             }
-            int32_t bits = most[0];
-            for (long i = 1; i < W; i++) bits = std::max(bits, most[i]);
-            float top;
-            std::memcpy(&top, &bits, 4);
-            float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
-            to->scales[half] = scale;
-            for (long quarter = 2 * half; quarter < 2 * half + 2; quarter++) {
-                VI total = {};
-                for (long i = 0; i < 16; i += W) {
-                    // Adding 1.5 * 2^23 rounds to a whole number.
-                    VF shifted = load(from + 16 * (quarter % 2) + i) * inverse + 12582912.0f;
-                    VI code = (VI)shifted - 0x4b400000;
-                    VB narrow = __builtin_convertvector(code, VB);
-                    std::memcpy(to->codes + 16 * quarter + i, &narrow, sizeof narrow);
-                    total += code;
+            float top = as_float(largest_of(most));
+            to->scales[half] = top / 127.0f;
+            float inverse = top > 0 ? 127.0f / top : 0.0f;
+            for (int quarter = 2 * half; quarter < 2 * half + 2; quarter++) {
+                sums[quarter] = VF{};
+                for (int i = 0; i < REGISTERS; i++) {
+                    long at = 16 * quarter + i * W;
+                    VF shifted = load(from + at) * inverse + WHOLE;
+                    store_bytes(to->codes + at, (VI)shifted - WHOLE_BITS);
+                    sums[quarter] += shifted - WHOLE;
                 }
-                int32_t whole = 0;
-                for (long i = 0; i < W; i++) whole += total[i];
-                to->totals[quarter] = scale * (float)whole;
-                to->start8[quarter] = -8 * whole;
-                to->start128[quarter] = -128 * whole;
             }
         }
+        float totals[4];
+        sum4(sums[0], sums[1], sums[2], sums[3], totals);
+        for (int quarter = 0; quarter < 4; quarter++) {
+            to->totals[quarter] = to->scales[quarter / 2] * totals[quarter];
+            to->start8[quarter] = -8 * (int32_t)totals[quarter];
+            to->start128[quarter] = -128 * (int32_t)totals[quarter];
+        }
+    }
 }
 
 // The codes, scales and minima of half a block of a panel.

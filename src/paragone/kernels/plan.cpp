@@ -10,28 +10,38 @@ void Inputs::reserve(long rows, long D, bool packed, bool words) {
     if (words) grow(words_, rows * D);
 }
 
-void Plan::run(Step& step, int threads) {
-    std::lock_guard lock(turn_);
-    for (Pool& pool : step.pools) {
-        pool.firsts.resize(step.T);
-        pool.lasts.resize(step.T);
-        for (const Part& part : step.parts)
-            for (int32_t i = 0; i < part.count; i++) {
-                int32_t at = part.start + i, reach = (int32_t)pool.reach;
-                pool.lasts[part.row + i] = at + 1;
-                pool.firsts[part.row + i] = pool.view == View::SLIDING   ? std::max(0, at + 1 - reach)
-                                            : pool.view == View::CHUNKED ? at / reach * reach
-                                                                         : 0;
-            }
-    }
-    step.singles.clear();
-    step.longer.clear();
+// What follows from the parts: where every token goes, what it sees, and who attends by himself.
+void Plan::lay_out(Step& step) const {
     for (int32_t number = 0; number < (int32_t)step.parts.size(); number++) {
         const Part& part = step.parts[number];
+        for (int32_t i = 0; i < part.count; i++) step.positions.push_back(part.start + i);
         if (part.count > FEW && !step.deterministic) step.longer.push_back(number);
         else
             for (int32_t i = 0; i < part.count; i++) step.singles.push_back({part.row + i, number});
     }
+    for (size_t number = 0; !step.parts.empty() && number < views_.size(); number++) {
+        auto [view, reach] = views_[number];
+        Pool pool{view, reach, {}, 0, {}, {}, {}};
+        for (const Part& part : step.parts) pool.width = std::max(pool.width, (long)part.tables[number].size());
+        for (const Part& part : step.parts) {
+            const std::vector<int32_t>& table = part.tables[number];
+            pool.tables.insert(pool.tables.end(), table.begin(), table.end());
+            pool.tables.resize(pool.tables.size() + pool.width - table.size());
+            for (int32_t at = part.start; at < part.start + part.count; at++) {
+                pool.slots.push_back((int64_t)table[at / step.block_size] * step.block_size + at % step.block_size);
+                pool.lasts.push_back(at + 1);
+                pool.firsts.push_back(view == View::SLIDING   ? std::max(0, at + 1 - (int32_t)reach)
+                                      : view == View::CHUNKED ? at / (int32_t)reach * (int32_t)reach
+                                                              : 0);
+            }
+        }
+        step.pools.push_back(std::move(pool));
+    }
+}
+
+void Plan::run(Step& step, int threads) {
+    std::lock_guard lock(turn_);
+    lay_out(step);
     for (size_t i = 1; i < widths_.size(); i++) grow(buffers_[i], step.T * widths_[i]);
     grow(own_, threads);
     Run state{Team::shared(), step, buffers_, inputs_, partial_, own_};

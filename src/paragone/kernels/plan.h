@@ -13,19 +13,20 @@
 // What the queries of a layer see: all slots, the last `reach` of them, or those of their own chunk of `reach`.
 enum class View { FULL, SLIDING, CHUNKED };
 
-// Tokens of one sequence in a step: rows [row, row + count), from slot `start` on.
+// Tokens of one sequence in a step: rows [row, row + count), from slot `start` on; its blocks in every pool.
 struct Part {
     int32_t row, count, start;
+    std::vector<std::vector<int32_t>> tables;
 };
 
-// A step's side of one pool of blocks: of each token the slot that it goes to, and of each part its blocks.
+// A step's side of one pool of blocks.
 struct Pool {
     View view;
     long reach;
-    const int64_t* slots;
-    const int32_t* tables;
+    std::vector<int32_t> tables;  // (parts, width): the blocks of each part
     long width;
-    std::vector<int32_t> firsts, lasts;  // what each token sees
+    std::vector<int64_t> slots;          // of each token, the one that it goes to
+    std::vector<int32_t> firsts, lasts;  // and those that it sees
 };
 
 // A rope's frequencies: those of row which[t] for token t, or of the only row.
@@ -42,7 +43,7 @@ struct Single {
 struct Step {
     long T;
     float* x;  // (T, D): embeddings, then final hidden states before their norm
-    const int32_t* positions;
+    std::vector<int32_t> positions;
     std::vector<Frequencies> ropes;
     std::vector<Pool> pools;
     std::vector<Part> parts;
@@ -51,6 +52,7 @@ struct Step {
     std::vector<int> longer;  // parts whose tokens attend together
     const float* bias;  // ALiBi's, (H, bias_stride), or none
     long bias_stride;
+    long block_size;
     float* out;         // of a plan that has outputs of its own, and for each row the place of the largest
     int64_t* largest;
 };
@@ -108,6 +110,8 @@ class Plan {
   public:
     explicit Plan(const std::vector<long>& widths) : widths_(widths), buffers_(widths.size()) {}
 
+    // How the layers look back, for every pool of blocks.
+    void add_pool(View view, long reach) { views_.push_back({view, reach}); }
     void add(std::shared_ptr<Op> op) { ops_.push_back(std::move(op)); }
     void run(Step& step, int threads);
     std::vector<std::string> describe() const;
@@ -118,6 +122,9 @@ class Plan {
   private:
     std::mutex turn_;
     std::vector<double> seconds_;
+    void lay_out(Step& step) const;
+
+    std::vector<std::pair<View, long>> views_;
     std::vector<long> widths_;
     std::vector<std::vector<float>> buffers_;
     std::vector<std::shared_ptr<Op>> ops_;

@@ -128,6 +128,22 @@ PARAGONE_INLINE VF load_half(const uint16_t* p) {
 #endif
 }
 
+PARAGONE_INLINE float as_float(int32_t bits) {
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+// The low bytes of the lanes.
+PARAGONE_INLINE void store_bytes(int8_t* p, VI v) {
+    VB bytes = __builtin_convertvector(v, VB);
+    std::memcpy(p, &bytes, sizeof bytes);
+}
+
+// Adding 1.5 * 2^23 rounds to a whole number, which is then the low bits.
+constexpr float WHOLE = 12582912.0f;
+constexpr int32_t WHOLE_BITS = 0x4b400000;
+
 PARAGONE_INLINE VI load_words(const void* p) {
     VI v;
     std::memcpy(&v, p, sizeof v);
@@ -188,6 +204,16 @@ PARAGONE_INLINE float sum(VF v) {
     return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
+PARAGONE_INLINE int32_t largest_of(VI v) {
+#if PARAGONE_LANES == 16
+    return _mm512_reduce_max_epi32((__m512i)v);
+#else
+    int32_t most = v[0];
+    for (long i = 1; i < W; i++) most = v[i] > most ? v[i] : most;
+    return most;
+#endif
+}
+
 PARAGONE_INLINE float largest_of(VF v) {
 #if PARAGONE_LANES == 16
     v = larger(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
@@ -236,9 +262,9 @@ PARAGONE_INLINE VF exp(VF x) {
     VI tiny = (VI)(x < -87.0f);
     x = larger(x, splat(-87.0f));
     x = -larger(-x, splat(-88.0f));
-    VF shifted = x * 1.44269504088896341f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
-    VI k = (VI)shifted - 0x4b400000;
-    VF n = shifted - 12582912.0f;
+    VF shifted = x * 1.44269504088896341f + WHOLE;
+    VI k = (VI)shifted - WHOLE_BITS;
+    VF n = shifted - WHOLE;
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
     VF y = splat(1.9875691500e-4f);
     y = y * x + 1.3981999507e-3f;

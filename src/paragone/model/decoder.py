@@ -1,5 +1,6 @@
 """The one decoder. Which norms, ropes, windows and activations it has is read from its spec."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -31,6 +32,8 @@ class Decoder:
         self.embedding_norm = embedding_norm
         self.slopes = alibi_slopes(spec.num_attention_heads) if spec.alibi else None
         self.dtype, self.blocks = dtype, blocks
+        scale = spec.embedding_scale
+        self._scale = None if scale is None else float(torch.tensor(scale, dtype=dtype))
         self.ropes = [Rope(rope, spec.head_dim) for rope in spec.ropes]
 
     @property
@@ -106,9 +109,14 @@ class Decoder:
     def embedded(self, ids_BT: Tensor) -> Tensor:
         """Token embeddings (B, T, D), scaled where the model scales them."""
         x = self.embed(ids_BT)
-        if self.spec.embedding_scale is not None:
-            x = x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype, device=x.device)
+        if self._scale is not None:
+            x = x * torch.tensor(self._scale, dtype=self.dtype, device=x.device)
         return x
+
+    def embedded_rows(self, ids: Sequence[int]) -> Tensor:
+        """Token embeddings (N, D) in float32, scaled."""
+        x = self.embed.rows(ids)
+        return x if self._scale is None else x.mul_(self._scale)
 
     def _views(self, start: int, length: int, device: torch.device) -> dict[str, View]:
         """What each kind of layer that the model has may see."""

@@ -45,6 +45,10 @@ class Embedding:
     def __call__(self, ids: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def rows(self, ids: Sequence[int]) -> Tensor:
+        """Rows (N, hidden_size) in float32."""
+        return self(torch.tensor(ids)).float()
+
 
 def as_torch(tensor: StoredTensor, numbers: NDArray[np.generic]) -> Tensor:
     """Numbers read from a stored tensor as a torch tensor: bfloat16 comes as its bits."""
@@ -74,3 +78,17 @@ class DenseEmbedding(Embedding):
 
     def __call__(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
+
+
+class PackedEmbedding(Embedding):
+    """The rows of a tied head that keeps a file's own integers."""
+
+    def __init__(self, weight_VD: PackedMatrix, dtype: torch.dtype) -> None:
+        self.matrix, self.dtype = weight_VD, dtype
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return self.rows(ids.flatten().tolist()).to(self.dtype).reshape(*ids.shape, -1)
+
+    def rows(self, ids: Sequence[int]) -> Tensor:
+        """As `Embedding.rows`."""
+        return self.matrix.rows_of(ids)

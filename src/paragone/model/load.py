@@ -24,6 +24,7 @@ from paragone.model.linear import (
     DenseEmbedding,
     Embedding,
     Linear,
+    PackedEmbedding,
     StoredEmbedding,
     as_torch,
 )
@@ -117,6 +118,8 @@ class _Loader:
         weight = head.parts[0]
         if self.spec.tie_word_embeddings and isinstance(weight, Tensor):
             return DenseEmbedding(weight)
+        if self.spec.tie_word_embeddings and isinstance(weight, PackedMatrix) and weight.packing.is_stored:
+            return PackedEmbedding(weight, self.dtype)
         tensor = self.take("embed.weight", (self.spec.vocab_size, self.spec.hidden_size))
         if self.device.type == "cpu":
             return StoredEmbedding(tensor, self.dtype, file_in_use=id(tensor.file) in self.in_place)

@@ -58,11 +58,15 @@ class Plan:
             self.angles.append((len(widths), len(widths) + 1))
             widths += [rope.dim // 2] * 2
         self.native = native.Plan(widths)
+        for reach in cache.reaches:
+            chunked = reach is not None and reach == spec.attention_chunk
+            view = "full" if reach is None else "chunked" if chunked else "sliding"
+            self.native.add_pool(view, reach or 0)
         self._lower()
         self.head = native.Plan([spec.hidden_size])
         self.head.add(self._linear(decoder.head, native.X, native.OUT, self._norm(decoder.final_norm)))
         self.head.add(native.Logits(spec.vocab_size, spec.final_logit_softcapping or 0.0))
-        self._frequencies = [_as_arrays([(rope.inv, rope.scale)]) for rope in decoder.ropes]
+        self._frequencies = [self._address(rope.inv, rope.scale) for rope in decoder.ropes]
         self._bias: Tensor | None = None
 
     def _lower(self) -> None:
@@ -211,7 +215,7 @@ class Plan:
     def hidden(self, ids: Sequence[int], parts: Sequence[Part], lengths: Sequence[int]) -> Tensor:
         """What all layers make of a step's tokens, before the last norm, (N, D) in float32. `lengths` are
         those of the whole texts, which some ropes depend on."""
-        x = self.decoder.embedded(torch.tensor([ids]))[0].float()
+        x = self.decoder.embedded_rows(ids)
         at = 0
         for run, run_lengths in _runs(parts, lengths):
             count = sum(part.count for part in run)
@@ -220,48 +224,31 @@ class Plan:
         return x
 
     def _run(self, x_ND: Tensor, parts: Sequence[Part], lengths: Sequence[int]) -> None:
-        size = self.cache.block_size
-        counts = np.array([part.count for part in parts])
-        starts = np.array([part.start for part in parts])
-        rows = np.cumsum(counts) - counts
-        positions = (np.arange(len(x_ND)) + np.repeat(starts - rows, counts)).astype(np.int32)
-        described = np.stack((rows, counts, starts), axis=1).astype(np.int32)
         kept: list[Any] = []
-        pools = []
-        for pool, reach in enumerate(self.cache.reaches):
-            width = max(len(part.tables[pool]) for part in parts)
-            tables = np.zeros((len(parts), width), dtype=np.int32)
-            for row, part in zip(tables, parts, strict=True):
-                row[: len(part.tables[pool])] = part.tables[pool]
-            of = np.repeat(np.arange(len(parts)), counts)
-            slots = tables[of, positions // size].astype(np.int64) * size + positions % size
-            kept += [tables, slots]
-            view = (
-                "full"
-                if reach is None
-                else "chunked"
-                if reach == self.decoder.spec.attention_chunk
-                else "sliding"
-            )
-            pools.append((view, reach or 0, slots.ctypes.data, tables.ctypes.data, width))
-        ropes = [self._rope(n, rope, counts, lengths, kept) for n, rope in enumerate(self.decoder.ropes)]
-        bias = self._alibi(int(positions.max()) + 1)
+        ropes = [self._rope(n, rope, parts, lengths, kept) for n, rope in enumerate(self.decoder.ropes)]
+        bias = self._alibi(max(part.start + part.count for part in parts))
         where = (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0))
         self.native.run(
-            torch.get_num_threads(), len(x_ND), x_ND.data_ptr(), positions.ctypes.data, ropes, pools,
-            described.ctypes.data, len(parts), self.deterministic, *where,
+            torch.get_num_threads(), len(x_ND), x_ND.data_ptr(), ropes,
+            [(part.start, part.count, part.tables) for part in parts], self.cache.block_size,
+            self.deterministic, *where,
         )  # fmt: skip
 
     def _rope(
-        self, number: int, rope: Rope, counts: Any, lengths: Sequence[int], kept: list[Any]
+        self, number: int, rope: Rope, parts: Sequence[Part], lengths: Sequence[int], kept: list[Any]
     ) -> tuple[int, int, int]:
         if not rope.depends_on_length:
-            inverse, scale = self._frequencies[number]
-            return inverse.data_ptr(), scale.data_ptr(), 0
+            return self._frequencies[number]
         inverse, scale = _as_arrays([inverse_frequencies(rope.spec, rope.dim, n) for n in lengths])
-        which = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+        which = np.repeat(np.arange(len(parts), dtype=np.int32), [part.count for part in parts])
         kept += [inverse, scale, which]
         return inverse.data_ptr(), scale.data_ptr(), which.ctypes.data
+
+    def _address(self, inverse: Tensor, scale: float) -> tuple[int, int, int]:
+        """Where frequencies lie that are every token's."""
+        arrays = _as_arrays([(inverse, scale)])
+        self._kept += arrays
+        return arrays[0].data_ptr(), arrays[1].data_ptr(), 0
 
     def _alibi(self, slots: int) -> Tensor | None:
         """ALiBi's (H, S), for so many slots or more."""

@@ -7,6 +7,7 @@ neighbouring inputs lie together. In four bits, for each half of a block, low ha
 inputs, or for every 16 where `fine`. Rows and inputs are padded with codes that count for nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,11 @@ class Packing:
     has_minimum: bool = False
     fine: bool = False
     unit: float = 1.0
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether integers and scales are a file's own, and not made here."""
+        return self.unit == 1.0
 
     @property
     def group(self) -> int:
@@ -98,6 +104,23 @@ class PackedMatrix:
                 stored = (values.to(self.panels.device) / p.unit).clamp(-65504, 65504).half()
                 padded = F.pad(stored, (0, groups - stored.shape[1]))
                 self._scales(at)[panel, :, :, lane] = padded.view(len(stored), blocks, -1)
+
+    def rows_of(self, ids: Sequence[int]) -> Tensor:
+        """The rows with these numbers (N, width) in float32."""
+        if native is None or self.panels.device.type != "cpu":
+            return torch.cat([self.dequantize(i, i + 1) for i in ids])
+        out, p = torch.empty(len(ids), self.width), self.packing
+        native.unpack(
+            self.panels.data_ptr(),
+            self.width,
+            p.bits,
+            p.has_minimum,
+            p.fine,
+            p.unit,
+            list(ids),
+            out.data_ptr(),
+        )
+        return out
 
     def _codes(self) -> Tensor:
         """A view (panels, blocks, runs, lanes, 4)."""
