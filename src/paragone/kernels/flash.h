@@ -10,7 +10,7 @@
 
 namespace PARAGONE_LEVEL {
 
-constexpr long TILE_SLOTS = 64;
+constexpr long TILE_SLOTS = 128;
 
 // What the work on `rows` queries of width E needs, one after the other.
 struct Room {
@@ -98,7 +98,7 @@ static void weigh(float* scores, long at, long from, long upto, Scoring scoring,
         added += p;
     }
     if (top > *largest) {
-        float share = std::exp(*largest - top);
+        float share = exp(splat(*largest - top))[0];
         *total *= share;
         for (long e = 0; e < E; e++) sums[e] *= share;
         *largest = top;

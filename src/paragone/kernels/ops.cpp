@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr long FEW_TOKENS = 16;       // up to so many a product in bfloat16 is bound by reading the weight
+constexpr long FEW_TOKENS = 32;       // up to so many a product in bfloat16 is bound by reading the weight
 constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
 
 }  // namespace
@@ -66,10 +66,12 @@ void Linear::make_input(const float* row, long m, Inputs& inputs, Own& own) cons
 void Linear::multiply(Run& run, Own& own, Inputs& inputs, long M, float* y) const {
     // With several tokens the arithmetic counts, and many tasks even out who does how much of it.
     long least = run.team.size() == 1 ? 1 : run.team.size() * (M <= ALONE ? 4 : 16);
-    long tasks = std::min(blocks_, std::max(bytes_ / TASK_BYTES, least));
+    long unit = M <= ALONE ? 1 : 2;  // blocks that are multiplied side by side
+    long units = (blocks_ + unit - 1) / unit, tasks = std::min(units, std::max(bytes_ / TASK_BYTES, least));
     bool few = run.step.deterministic || M <= FEW_TOKENS;
     for (long task; (task = run.team.next()) < tasks;) {
-        long begin = blocks_ * task / tasks, end = blocks_ * (task + 1) / tasks, first = 0, row = 0;
+        long begin = units * task / tasks * unit, end = std::min(blocks_, units * (task + 1) / tasks * unit);
+        long first = 0, row = 0;
         for (const Matrix& part : parts_) {
             long from = std::max(0L, begin - first), upto = std::min(part.blocks(), end - first);
             Out out{y + row, N_, bias_.empty() ? nullptr : bias_.data() + row, add_};
@@ -86,7 +88,7 @@ void Linear::run(Run& run, int member) const {
 }
 
 void Norm::run(Run& run, int member) const {
-    std::vector<float>& row = run.own[member].row;
+    Buffer<float>& row = run.own[member].row;
     grow(row, D_);
     for (long t; (t = run.team.next()) < run.step.T;) {
         float* to = run.buffer(target_) + t * D_;

@@ -43,7 +43,7 @@ void Plan::run(Step& step, int threads) {
     std::lock_guard lock(turn_);
     lay_out(step);
     for (size_t i = 1; i < widths_.size(); i++) grow(buffers_[i], step.T * widths_[i]);
-    grow(own_, threads);
+    if ((int)own_.size() < threads) own_.resize(threads);
     Run state{Team::shared(), step, buffers_, inputs_, partial_, own_};
     for (auto& op : ops_) op->prepare(state);
     auto work = [&](int member) {

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -57,7 +58,19 @@ struct Step {
     int64_t* largest;
 };
 
-template <class T> void grow(std::vector<T>& room, size_t size) {
+// Memory that begins with a line of the cache.
+template <class T> struct Lines {
+    using value_type = T;
+    Lines() = default;
+    template <class U> Lines(const Lines<U>&) {}
+    T* allocate(size_t count) { return (T*)::operator new(count * sizeof(T), std::align_val_t(64)); }
+    void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t(64)); }
+    bool operator==(const Lines&) const { return true; }
+};
+
+template <class T> using Buffer = std::vector<T, Lines<T>>;
+
+template <class T> void grow(Buffer<T>& room, size_t size) {
     if (room.size() < size) room.resize(size);
 }
 
@@ -69,16 +82,16 @@ class Inputs {
     Word* words() { return words_.data(); }
 
   private:
-    std::vector<Quantised> quantised_;
-    std::vector<Word> words_;
+    Buffer<Quantised> quantised_;
+    Buffer<Word> words_;
 };
 
 // What a member of the team has for itself.
 struct Own {
     Inputs inputs;
-    std::vector<float> row, floats;
-    std::vector<Word> panels;
-    std::vector<uint8_t> room;
+    Buffer<float> row, floats;
+    Buffer<Word> panels;
+    Buffer<uint8_t> room;
 };
 
 // What the operations of a running step share.
@@ -87,9 +100,9 @@ struct Run {
 
     Team& team;
     const Step& step;
-    std::vector<std::vector<float>>& buffers;  // (T, width) each
+    std::vector<Buffer<float>>& buffers;  // (T, width) each
     Inputs& inputs;
-    std::vector<float>& partial;
+    Buffer<float>& partial;
     std::vector<Own>& own;
 
     float* buffer(int index) const {
@@ -126,9 +139,9 @@ class Plan {
 
     std::vector<std::pair<View, long>> views_;
     std::vector<long> widths_;
-    std::vector<std::vector<float>> buffers_;
+    std::vector<Buffer<float>> buffers_;
     std::vector<std::shared_ptr<Op>> ops_;
     Inputs inputs_;
-    std::vector<float> partial_;
+    Buffer<float> partial_;
     std::vector<Own> own_;
 };

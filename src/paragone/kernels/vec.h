@@ -80,12 +80,17 @@ PARAGONE_INLINE uint16_t narrow(float f) {
 }
 
 PARAGONE_INLINE void store(uint16_t* p, VF v) {
+#if defined(__AVX512BF16__)
+    __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);  // numbers below 2^-126 become zero
+    std::memcpy(p, &rounded, sizeof rounded);
+#else
     VU u = (VU)v;
     VU rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     VU quiet = (VU)(v != v);
     rounded = (rounded & ~quiet) | (quiet & 0x7fc0);
     VH h = __builtin_convertvector(rounded, VH);
     std::memcpy(p, &h, sizeof h);
+#endif
 }
 
 PARAGONE_INLINE VF load(const int8_t* p) {
