@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/paragone
 MODELS := smollm2-135m-instruct gemma3-270m
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-foundation bench-load bench-engine peers parity docs fuzz clean
+.PHONY: help run test lint bench bench-foundation bench-load bench-engine bench-kernels peers parity docs fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -58,7 +58,11 @@ bench-engine: models  ## many requests at once beside vLLM (CPU) and transformer
 	$(BIN)/python -m benchmarks.peers transformers vllm
 	$(BIN)/python -m benchmarks.engine --write
 
-bench: bench-foundation bench-load bench-engine  ## all benchmarks
+bench-kernels: $(VENV)/dev models  ## the kernels beside llama.cpp and vLLM (CPU), on the same files; ends in one JSON line
+	$(BIN)/python -m benchmarks.peers llamacpp vllm
+	$(BIN)/python -m benchmarks.kernels --write
+
+bench: bench-foundation bench-load bench-engine bench-kernels  ## all benchmarks
 
 parity: $(VENV)/dev  ## largest difference of every family from its reference; the mistakes that its test sees
 	@$(BIN)/python -m tests.parity.table --write

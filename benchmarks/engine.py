@@ -44,6 +44,18 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
+def write_section(page: Path, title: str, lines: list[str]) -> None:
+    """Puts a section into the page in place of the one of the same title."""
+    parts = page.read_text().split("\n## ")[1:] if page.exists() else []
+    kept = {part.partition("\n")[0]: part.partition("\n")[2].strip() for part in parts}
+    kept[title] = "\n".join(lines)
+    page.write_text(
+        "# Performance\n\n"
+        + "\n\n".join(f"## {name}\n\n{text}" for name, text in sorted(kept.items()))
+        + "\n"
+    )
+
+
 def at_once(found: dict[str, list[Measured]]) -> list[str]:
     counts = ("1", "16", "64")
     rows = [
@@ -98,7 +110,7 @@ def main(rounds: int, requests: int, rate: float, write: bool) -> None:
     ]
     print("\n".join(lines))
     if write:
-        PAGE.write_text("# Many requests at once\n\n" + "\n".join(lines) + "\n")
+        write_section(PAGE, "Many requests at once", lines)
 
     def ratio(key: str, peer: str) -> float:
         pairs = zip(found["Paragone"], found[peer], strict=True)

@@ -1,9 +1,10 @@
 """vLLM's CPU build on a Hugging Face folder; run by engine.py with the peer's own Python.
 
-    python peer_vllm.py throughput|mixed FOLDER
+    python peer_vllm.py throughput|mixed|prefill FOLDER
 
 `throughput` prints one JSON line with tokens/s, prompts included, of 1, 16 and 64 equal requests of 13 and 64
-tokens; `mixed` one with what the senders of the requests in arrivals.py see.
+tokens; `prefill` one with those of prompts of 512 and 4,096; `mixed` one with what the senders of the
+requests in arrivals.py see.
 """
 
 import json
@@ -57,12 +58,30 @@ def throughput(llm: Any) -> dict[str, float]:
     return out
 
 
+def prefill(llm: Any) -> dict[str, float]:
+    from vllm import SamplingParams
+
+    params, out = SamplingParams(temperature=0, max_tokens=1), {}
+    for length in (512, 4096):
+        prompt, best = {"prompt_token_ids": [100 + i % 900 for i in range(length)]}, 0.0
+        for _ in range(4):
+            begin = time.perf_counter()
+            llm.generate([prompt], params, use_tqdm=False)
+            best = max(best, length / (time.perf_counter() - begin))
+        out[f"prefill{length}"] = best
+    return out
+
+
 def main(mode: str, folder: str, *numbers: str) -> None:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(folder, dtype="bfloat16", max_model_len=2048, enable_prefix_caching=False)
+    length = 4608 if mode == "prefill" else 2048
+    llm = LLM(folder, dtype="bfloat16", max_model_len=length, enable_prefix_caching=False)
     llm.generate([PROMPT], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)
-    found = throughput(llm) if mode == "throughput" else mixed(llm, int(numbers[0]), float(numbers[1]))
+    if mode == "prefill":
+        found = prefill(llm)
+    else:
+        found = throughput(llm) if mode == "throughput" else mixed(llm, int(numbers[0]), float(numbers[1]))
     print(json.dumps(found), flush=True)
 
 

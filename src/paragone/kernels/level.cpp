@@ -37,6 +37,7 @@ const Kernels PARAGONE_TABLE = {
     narrow_all,
     quantize_slot,
     multiply,
+    read_lines,
     softcap,
     largest,
 };

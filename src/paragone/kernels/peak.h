@@ -1,5 +1,4 @@
-// Products on registers alone, to learn how many a core can make. Returns how many operations it were, a product and a
-// sum being two.
+// What a core can do at best: products on registers alone, and reading.
 #pragma once
 
 #include "vec.h"
@@ -8,6 +7,7 @@ namespace PARAGONE_LEVEL {
 
 constexpr int CHAINS = 12;  // of dependent products, side by side
 
+// Returns how many operations it were, a product and a sum being two.
 static long multiply(bool integers, long rounds) {
     volatile int32_t unknown = 0x01010101;  // or the compiler would know what comes out
     VI whole[CHAINS], x = unknown - VI{};
@@ -32,6 +32,16 @@ static long multiply(bool integers, long rounds) {
     volatile float kept = sums[0][0] + whole[0][0];
     (void)kept;
     return rounds * CHAINS * 2 * (integers ? 4 * W : NUMBERS * W);
+}
+
+// Reads whole lines; what it returns keeps the reading from being left out.
+static int32_t read_lines(const uint8_t* from, long bytes) {
+    VI seen = {};
+    for (long i = 0; i + 64 <= bytes; i += 64) {
+        __builtin_prefetch(from + i + 2048);
+        for (long j = 0; j < 64; j += sizeof seen) seen ^= load_words(from + i + j);
+    }
+    return largest_of(seen);
 }
 
 }  // namespace PARAGONE_LEVEL

@@ -96,6 +96,7 @@ struct Kernels {
     void (*quantize_slot)(const float* x, long E, int8_t* row);
     // Multiplies on registers alone, bytes or what products with bfloat16 are made of; returns how many operations.
     long (*multiply)(bool integers, long rounds);
+    int32_t (*read_lines)(const uint8_t* from, long bytes);
     void (*softcap)(float* x, long n, float cap);  // x = cap * tanh(x / cap)
     long (*largest)(const float* x, long n);  // index of the first largest; -1 where one is not a number
 };

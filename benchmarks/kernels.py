@@ -1,0 +1,158 @@
+"""The kernels beside llama.cpp and vLLM's CPU build, on the same files; ends in one JSON line.
+
+    python -m benchmarks.kernels [--rounds 3] [--write]
+
+Every engine runs in a process of its own with two threads, in turn, in several rounds: ratios are made round
+by round, and their medians count. Beside the figures stand the limits that the machine itself gave: bytes
+read a second by both threads, products made on registers alone. With --write the tables become
+docs/performance.md's.
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+import click
+
+from benchmarks.engine import PAGE, table, write_section
+from benchmarks.foundation import exported, run
+from benchmarks.large import large
+from benchmarks.peers import interpreter
+from paragone import paths
+from paragone.engine.resolve import locate
+from paragone.engine.resources import describe_machine
+
+Measured = dict[str, float]
+PROMPTS = ("prefill512", "prefill4096")
+KEYS = ("decode1", "decode16", "decode64", *PROMPTS)
+EQUAL = ("seq16", "seq64")
+
+
+def files() -> dict[str, tuple[Path, str]]:
+    """What is measured: a file and Paragone's precision for it. int8 keeps what the file has in fewer
+    bits."""
+    source = locate("smollm2-135m-instruct").path
+    folder = paths.home() / "benchmarks"
+    out: dict[str, tuple[Path, str]] = {}
+    for kind, precision in (("Q4_0", "int8"), ("Q8_0", "int8"), ("BF16", "bf16")):
+        path = folder / f"smollm2-{kind}.gguf"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            run(interpreter("llamacpp"), "peer_llamacpp.py", "quantize", source, str(path), kind)
+        out[kind] = path, precision
+    out["Gemma 3 270M Q4_K_M"] = locate("gemma3-270m").path, "int8"
+    out["1.1B Q4_0"] = large(), "int8"
+    return out
+
+
+def rounds_of(count: int) -> list[dict[str, Measured]]:
+    found: list[dict[str, Measured]] = []
+    llama, vllm = interpreter("llamacpp"), interpreter("vllm")
+    for number in range(count):
+        measured: dict[str, Measured] = {}
+        for name, (path, precision) in files().items():
+            print(f"round {number + 1} of {count}: {name}", file=sys.stderr)
+            measured[f"Paragone {name}"] = json.loads(
+                run(sys.executable, "own_kernels.py", "speed", path, precision)[1]
+            )
+            measured[f"llama.cpp {name}"] = json.loads(run(llama, "peer_llamacpp.py", "speed", path)[1])
+        print(f"round {number + 1} of {count}: vLLM", file=sys.stderr)
+        path, precision = files()["Q4_0"]
+        equal = run(sys.executable, "own_kernels.py", "throughput", path, precision)[1]
+        measured["Paragone, equal requests"] = json.loads(equal)
+        measured["vLLM"] = json.loads(run(vllm, "peer_vllm.py", "throughput", exported())[1])
+        measured["vLLM"] |= json.loads(run(vllm, "peer_vllm.py", "prefill", exported())[1])
+        measured["start"] = {
+            "Paragone": run(sys.executable, "own_kernels.py", "start", path, precision)[0],
+            "llama.cpp": run(llama, "peer_llamacpp.py", "start", path)[0],
+        }
+        found.append(measured)
+    return found
+
+
+def rows(found: list[dict[str, Measured]]) -> list[list[str]]:
+    out = []
+    for name in found[0]:
+        if name.startswith(("Paragone ", "llama.cpp ")):
+            out.append([name, *(f"{median(m[name][key] for m in found):.0f}" for key in KEYS)])
+    return out
+
+
+@click.command()
+@click.option("--rounds", default=3)
+@click.option("--write", is_flag=True)
+def main(rounds: int, write: bool) -> None:
+    found = rounds_of(rounds)
+
+    def ratio(key: str, name: str, peer: str = "") -> float:
+        """Median over the rounds of Paragone's figure over the peer's."""
+        other = peer or f"llama.cpp {name}"
+        return round(median(m[f"Paragone {name}"][key] / m[other][key] for m in found), 2)
+
+    def equal(key: str) -> float:
+        return round(median(m["Paragone, equal requests"][key] / m["vLLM"][key] for m in found), 2)
+
+    def own(key: str, name: str = "Q4_0") -> float:
+        return median(m[f"Paragone {name}"][key] for m in found)
+
+    line = {
+        "decode_int4_vs_llamacpp": ratio("decode1", "Q4_0"),
+        "decode_int4_bandwidth_share": round(own("bandwidth_share"), 2),
+        "decode_int8_vs_llamacpp": ratio("decode1", "Q8_0"),
+        "decode_bf16_vs_llamacpp": ratio("decode1", "BF16"),
+        "decode_gemma3_vs_llamacpp": ratio("decode1", "Gemma 3 270M Q4_K_M"),
+        "decode_large_vs_llamacpp": ratio("decode1", "1.1B Q4_0"),
+        "prefill512_int4_vs_llamacpp": ratio("prefill512", "Q4_0"),
+        "prefill512_int8_vs_llamacpp": ratio("prefill512", "Q8_0"),
+        "prefill512_vs_vllm": ratio("prefill512", "Q4_0", "vLLM"),
+        "prefill4096_vs_vllm": ratio("prefill4096", "Q4_0", "vLLM"),
+        "seq16_vs_llamacpp": ratio("decode16", "Q4_0"),
+        "seq64_vs_llamacpp": ratio("decode64", "Q4_0"),
+        "seq16_vs_vllm": equal("seq16"),
+        "seq64_vs_vllm": equal("seq64"),
+        "first_token_s": round(median(m["start"]["Paragone"] for m in found), 2),
+        "peak_over_weights_and_cache_mb": round(own("over_bytes") / 1e6),
+    }
+    here = describe_machine()
+    shares = []
+    for name in files():
+        size, share = own("weight_bytes", name), own("bandwidth_share", name)
+        rates = own("decode1", name) * size / 1e9, own("read_gb_per_s", name)
+        shares.append([name, f"{size / 1e6:.0f}", *(f"{rate:.1f}" for rate in rates), f"{share:.0%}"])
+    peer, mine = (
+        [f"{median(m[who][key] for m in found):.0f}" for key in keys]
+        for who, keys in (("vLLM", EQUAL + PROMPTS), ("Paragone, equal requests", EQUAL))
+    )
+    mine += [f"{own(key):.0f}" for key in PROMPTS]
+    start = [f"{median(m['start'][name] for m in found):.2f}" for name in ("Paragone", "llama.cpp")]
+    lines = [
+        f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']}; `make bench-kernels`,",
+        f"medians of {rounds} rounds. SmolLM2-135M where nothing else is said.",
+        "",
+        *table(["tokens/s", "1 sequence", "16", "64", "prompt of 512", "of 4,096"], rows(found)),
+        "",
+        "Equal requests, prompts included (Paragone on Q4_0, vLLM in bfloat16), and prompts:",
+        "",
+        *table(
+            ["tokens/s", "16 at once", "64", "prompt of 512", "of 4,096"],
+            [["Paragone", *mine], ["vLLM", *peer]],
+        ),
+        "",
+        "One sequence is bound by reading the weights. Beside it, what the machine reads when it does nothing",
+        "else:",
+        "",
+        *table(["weights", "MB a token", "GB/s decoding", "GB/s reading", "share"], shares),
+        "",
+        f"On registers alone the machine makes {own('int8_tops'):.2f} TOP/s with bytes and",
+        f"{own('bf16_tflops'):.2f} TFLOP/s with pairs of bfloat16. From exec to the first token:",
+        f"{start[0]} s (llama.cpp {start[1]} s).",
+    ]
+    print("\n".join(lines))
+    if write:
+        write_section(PAGE, "The kernels beside llama.cpp", lines)
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

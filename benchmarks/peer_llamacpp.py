@@ -1,0 +1,104 @@
+"""llama.cpp through its C interface; run by kernels.py with the peer's own Python.
+
+    python peer_llamacpp.py speed|start FILE
+    python peer_llamacpp.py quantize FILE TARGET TYPE
+
+`speed` prints one JSON line: tokens/s of a prompt of 512, of decoding 1, 16 and 64 sequences, and the bytes
+of memory at most; `start` a line when the first token is there. Agrees with llama-bench and
+llama-batched-bench of the same build to within noise.
+"""
+
+import json
+import resource
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import llama_cpp as lib  # type: ignore[import-not-found]
+
+THREADS = 2
+TYPES = {"BF16": "BF16", "Q8_0": "Q8_0", "Q4_0": "Q4_0"}
+Token = tuple[int, int, int, bool]  # id, position, sequence, whether its logits are wanted
+
+
+class Session:
+    """A model with a context for so many sequences."""
+
+    def __init__(self, path: str, sequences: int, tokens: int) -> None:
+        lib.llama_backend_init()
+        self.model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = tokens * sequences, 4096, 512
+        params.n_threads = params.n_threads_batch = THREADS
+        params.n_seq_max = sequences
+        params.kv_unified = False  # a stream for each sequence, as llama-batched-bench has it
+        self.context = lib.llama_init_from_model(self.model, params)
+        self.batch = lib.llama_batch_init(4096, 0, 1)
+
+    def decode(self, tokens: list[Token]) -> None:
+        batch = self.batch
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence, wanted) in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, position
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+            batch.logits[i] = wanted
+        if lib.llama_decode(self.context, batch):
+            sys.exit("llama_decode failed")
+        lib.llama_synchronize(self.context)
+
+    def clear(self) -> None:
+        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
+
+    def close(self) -> None:
+        lib.llama_free(self.context)
+        lib.llama_model_free(self.model)
+
+
+def prefill(path: str, length: int) -> float:
+    session, rates = Session(path, 1, length + 64), []
+    for _ in range(5):
+        session.clear()
+        begin = time.perf_counter()
+        session.decode([(100 + i % 900, i, 0, i == length - 1) for i in range(length)])
+        rates.append(length / (time.perf_counter() - begin))
+    session.close()
+    return median(rates[1:])
+
+
+def decoding(path: str, sequences: int) -> float:
+    session = Session(path, sequences, 256)
+    session.decode([(100 + s * 7 + i, i, s, i == 15) for s in range(sequences) for i in range(16)])
+    steps = 128 if sequences == 1 else 48
+    begin = time.perf_counter()
+    for k in range(steps):
+        session.decode([(200 + k, 16 + k, s, True) for s in range(sequences)])
+    rate = sequences * steps / (time.perf_counter() - begin)
+    session.close()
+    return rate
+
+
+def speed(path: str) -> dict[str, float]:
+    out = {f"decode{n}": decoding(path, n) for n in (1, 16, 64)}
+    out |= {f"prefill{n}": prefill(path, n) for n in (512, 4096)}
+    return out | {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def main(mode: str, path: str, *more: str) -> None:
+    if mode == "quantize":
+        params = lib.llama_model_quantize_default_params()
+        params.ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{TYPES[more[1]]}")
+        params.allow_requantize, params.nthread = True, THREADS
+        if lib.llama_model_quantize(path.encode(), more[0].encode(), params):
+            sys.exit(f"llama.cpp could not write {more[0]}")
+        print("done")
+    elif mode == "start":
+        session: Any = Session(path, 1, 576)
+        session.decode([(1, 0, 0, False), (504, 1, 0, True)])
+        print("first token", flush=True)
+    else:
+        print(json.dumps(speed(path)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
