@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/paragone
 MODELS := smollm2-135m-instruct gemma3-270m
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-foundation bench-load bench-engine bench-kernels peers parity docs fuzz clean
+.PHONY: help run test lint bench bench-foundation bench-load bench-engine bench-kernels peers parity docs fuzz sanitize clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -45,6 +45,16 @@ lint: $(VENV)/dev  ## ruff (rules and layout) and mypy
 fuzz: $(VENV)/dev  ## coverage-guided fuzzing of the readers of files, RUNS inputs each
 	$(BIN)/python -m tests.fuzz $(or $(RUNS),200000)
 
+SANITIZED := build/sanitize
+sanitize: $(VENV)/dev  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PIP) install --quiet cmake ninja nanobind
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DCMAKE_BUILD_TYPE=Release -DPARAGONE_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PARAGONE_NATIVE=$$(ls $(SANITIZED)/_native*.so) \
+		$(BIN)/python -m pytest -p no:cacheprovider tests/ops
+
 peers: $(VENV)/run  ## environments of the peers to measure beside, under the cache folder
 	$(BIN)/python -m benchmarks.peers transformers
 
@@ -60,7 +70,7 @@ bench-engine: models  ## many requests at once beside vLLM (CPU) and transformer
 
 bench-kernels: $(VENV)/dev models  ## the kernels beside llama.cpp and vLLM (CPU), on the same files; ends in one JSON line
 	$(BIN)/python -m benchmarks.peers llamacpp vllm
-	$(BIN)/python -m benchmarks.kernels --write
+	$(BIN)/python -m benchmarks.cpu_kernels --write
 
 bench: bench-foundation bench-load bench-engine bench-kernels  ## all benchmarks
 

@@ -1,4 +1,4 @@
-"""Paragone on a GGUF file or a folder; run by kernels.py, the twin of peer_llamacpp.py.
+"""Paragone on a GGUF file or a folder; run by cpu_kernels.py, the twin of peer_llamacpp.py.
 
     python own_kernels.py speed|start|throughput FILE PRECISION
 
@@ -20,6 +20,7 @@ from benchmarks.own_engine import throughput
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.resources import peak_memory_bytes
 from paragone.kernels import native
+from paragone.ops.threads import threads
 
 
 def prefill(model: Any, length: int) -> float:
@@ -58,14 +59,14 @@ def speed(model: Any) -> dict[str, float]:
     out |= {f"prefill{n}": prefill(model, n) for n in (512, 4096)}
     size = model.decoder.decode_bytes
     memory = torch.ones(size, dtype=torch.uint8)
-    rate = median(native.read_rate(memory.data_ptr(), size, torch.get_num_threads()) for _ in range(9))
+    rate = median(native.read_rate(memory.data_ptr(), size, threads()) for _ in range(9))
     return out | {
         "bandwidth_share": out["decode1"] * size / rate,
         "read_gb_per_s": rate / 1e9,
         "weight_bytes": size,
         "over_bytes": over,
-        "int8_tops": native.multiply_rate(True, torch.get_num_threads()) / 1e12,
-        "bf16_tflops": native.multiply_rate(False, torch.get_num_threads()) / 1e12,
+        "int8_tops": native.multiply_rate(True, threads()) / 1e12,
+        "bf16_tflops": native.multiply_rate(False, threads()) / 1e12,
     }
 
 

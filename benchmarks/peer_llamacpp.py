@@ -1,4 +1,4 @@
-"""llama.cpp through its C interface; run by kernels.py with the peer's own Python.
+"""llama.cpp through its C interface; run by cpu_kernels.py with the peer's own Python.
 
     python peer_llamacpp.py speed|start FILE
     python peer_llamacpp.py quantize FILE TARGET TYPE

@@ -56,3 +56,4 @@ LOGPROBS: Final = 20
 ANSWERS: Final = 128  # to one prompt
 STOP_STRINGS: Final = 16
 STOP_STRING_CHARS: Final = 256
+THREADS: Final = 1024  # of one process

@@ -4,7 +4,6 @@ import random
 from dataclasses import replace
 
 import pytest
-import torch
 
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.engine.config import EngineConfig
@@ -14,6 +13,7 @@ from paragone.engine.request import Request
 from paragone.errors import BadConfiguration
 from paragone.model.load import load_decoder
 from paragone.model.paged import block_bytes, reaches_of
+from paragone.ops.threads import set_threads, threads
 from tests.engine.test_engine import KINDS, prompts
 from tests.tiny import CASES
 
@@ -87,12 +87,12 @@ def test_bit_for_bit(folder, precision, bits, smollm2_tokenizer):
     again = [seen(c) for c in engine.run(asked)]
     check((again, engine), "found again")
     assert engine.blocks.hits > 0
-    threads = torch.get_num_threads()
+    before = threads()
     try:
-        torch.set_num_threads(1)
+        set_threads(1)
         check(answers(decoder, smollm2_tokenizer, asked, config), "one thread")
     finally:
-        torch.set_num_threads(threads)
+        set_threads(before)
 
 
 def test_without_it_batches_differ(smollm2_path, smollm2_tokenizer):

@@ -8,7 +8,8 @@ import torch
 
 from paragone.engine.params import SamplingParams
 from paragone.engine.sampler import Sampler, token_logprobs
-from paragone.errors import UsageError
+from paragone.errors import MalformedData, UsageError
+from paragone.ops import implementation
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
 
@@ -122,3 +123,39 @@ def test_logprobs_are_of_the_models_distribution():
 def test_settings_out_of_bounds_are_named(bad):
     with pytest.raises(UsageError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+SETTINGS = [
+    {"temperature": 1.0},
+    {"temperature": 0.3, "top_p": 0.9},
+    {"temperature": 1.0, "top_k": 40},
+    {"temperature": 1.7, "top_k": 100, "top_p": 0.8},
+    {"temperature": 0.8, "min_p": 0.05},
+    {"temperature": 0.9, "top_p": 0.95, "min_p": 0.01},
+    {"temperature": 1e-3},
+    {"temperature": 1e-40, "top_p": 0.5},
+]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000, 49152])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_kernel_draws_what_torch_draws(settings, size):
+    """The same random numbers give the same tokens, but where rounding moves an edge past one of them."""
+    generator = torch.Generator().manual_seed(size)
+    rows = 4 * torch.randn(60, size, generator=generator)
+
+    def tokens():
+        sampler = Sampler(SamplingParams(**settings, seed=5), [0], size)
+        return [sampler.choose(row)[0] for row in rows]
+
+    with implementation("torch"):
+        want = tokens()
+    got = tokens()
+    assert sum(a == b for a, b in zip(got, want, strict=True)) >= 59
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf"), -float("inf")])
+def test_the_kernel_draws_from_numbers_only(strange):
+    for settings in SETTINGS:
+        with pytest.raises(MalformedData):
+            Sampler(SamplingParams(**settings, seed=5), [0], 50).choose(torch.full((50,), strange))

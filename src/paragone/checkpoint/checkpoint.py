@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paragone.checkpoint.gguf import read_gguf
+from paragone.checkpoint.gptq import join_coded, scheme_of
 from paragone.checkpoint.jsonfile import read_json, refuse_remote_code
-from paragone.checkpoint.safetensors import INDEX, PICKLES, SINGLE, read_folder
+from paragone.checkpoint.safetensors import INDEX, PICKLES, SINGLE, WORDS, read_folder
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import MalformedData, NotFound, Refused, UsageError
 
@@ -99,7 +100,13 @@ def _open_folder(folder: Path) -> Checkpoint:
             if file.suffix.lower() in PICKLES:
                 raise _pickle(file)
         raise NotFound(f"{folder}: has a config.json but no {SINGLE}: was the download finished?")
-    return Checkpoint(folder, "hf", config_path, config, read_folder(folder))
+    tensors, scheme = read_folder(folder), scheme_of(config, config_path)
+    if scheme is not None:
+        tensors = join_coded(tensors, scheme, folder)
+    for tensor in tensors.values():
+        if tensor.type is WORDS:
+            raise MalformedData(f"{tensor.file.path}: {tensor.name[:120]} holds whole numbers, no weights")
+    return Checkpoint(folder, "hf", config_path, config, tensors)
 
 
 def _pickle(path: Path) -> Refused:

@@ -14,12 +14,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from paragone import limits
-from paragone.checkpoint.gguf_blocks import TYPES
+from paragone.checkpoint.gguf_blocks import TYPES, BlockType
 from paragone.checkpoint.jsonfile import read_json
 from paragone.checkpoint.tensors import MappedFile, StoredTensor
 from paragone.errors import MalformedData, NotFound, Refused
 
-DENSE = {t.name: t for t in TYPES if t.unpack is None}
+WORDS = BlockType("I32", 26, 1, 4)  # what codes of GPTQ and AWQ are kept in
+DENSE = {t.name: t for t in (*TYPES, WORDS) if t.unpack is None}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

@@ -9,9 +9,14 @@ import click
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Everything with the whole spec, machine-readable.")
 @click.option("--template", is_flag=True, help="Print the chat template.")
-def command(model: str, as_json: bool, template: bool) -> None:
+@click.option("--plan", is_flag=True, help="Load it, and say which kernel each operation runs on.")
+@click.option("--precision", default="bf16", show_default=True, help="For --plan: fp32, bf16, int8 or int4.")
+def command(model: str, as_json: bool, template: bool, plan: bool, precision: str) -> None:
     """Prints what MODEL is: architecture, sizes, memory, text. A file, a folder, a model that is here, or one
     of a hub (hf:OWNER/NAME or a known model's name), of which only the headers are fetched."""
+    if plan:
+        _print_plan(model, precision, as_json)
+        return
     from paragone.cli.shared import printable, report_console
     from paragone.engine.inspect import inspect_model
     from paragone.engine.resolve import peek
@@ -74,3 +79,33 @@ def command(model: str, as_json: bool, template: bool) -> None:
     for title, value in rows:
         table.add_row(Text(title), Text(printable(value)))
     report_console().print(table)
+
+
+def _print_plan(name: str, precision: str, as_json: bool) -> None:
+    from paragone.cli.shared import load, printable, report_console
+
+    loaded = load(name, precision, "cpu", None)
+    from paragone.engine.plans import describe_plan
+
+    found = describe_plan(loaded)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    if found["why_not"]:
+        click.echo(f"{name} at {precision} runs on PyTorch: {found['why_not']}.")
+        return
+    click.echo(f"kernels: {found['kernels']}, {found['threads']} threads")
+    table = Table(box=None, pad_edge=False)
+    for title in ("of them", "us each", "ms"):
+        table.add_column(title, justify="right")
+    table.add_column("operation", overflow="fold")
+    for row in found["operations"]:
+        whole = row["count"] * row["microseconds"] / 1000
+        cells = str(row["count"]), f"{row['microseconds']:.1f}", f"{whole:.3f}", printable(row["operation"])
+        table.add_row(*(Text(cell) for cell in cells))
+    report_console().print(table)
+    total = sum(row["count"] * row["microseconds"] for row in found["operations"]) / 1000
+    click.echo(f"one token of one sequence: {total:.2f} ms in the kernels")

@@ -98,9 +98,9 @@ def load(
     found = fetch_model(name)
     note_kernels()
     if threads:
-        import torch
+        from paragone.ops.threads import set_threads
 
-        torch.set_num_threads(threads)
+        set_threads(threads)
     if not sys.stderr.isatty():
         return load_model(found.path, found.name, precision, device, prompt_format=prompt_format)  # type: ignore[arg-type]
     from rich.progress import BarColumn, Progress, TextColumn

@@ -11,7 +11,13 @@ from paragone.checkpoint.store import Progress
 from paragone.engine.resolve import fetch
 from paragone.errors import ParagoneError, UsageError
 from paragone.model.families import spec_of
-from paragone.model.precision import Precision, check_precision, estimate_bytes, split_precision
+from paragone.model.precision import (
+    Precision,
+    check_precision,
+    estimate_bytes,
+    gains_nothing,
+    split_precision,
+)
 
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 # What a process needs beside weights and cache: Python, torch, activations.
@@ -51,11 +57,14 @@ def parse_candidates(names: Sequence[str], precisions: Sequence[str], progress: 
     raises only where a name is misused or nothing at all is left.
     """
     wanted: list[tuple[str, Precision]] = []
+    by_default: set[tuple[str, str]] = set()
     for precision in precisions:
         check_precision(precision)
     for name in names or DEFAULT_MODELS:
         model, own = split_precision(name)
         chosen = [own] if own else list(precisions or DEFAULT_PRECISIONS)
+        if not own and not precisions:
+            by_default.update((model, precision) for precision in DEFAULT_PRECISIONS)
         for precision in chosen:
             if (model, precision) not in wanted:
                 wanted.append((model, precision))  # type: ignore[arg-type]
@@ -75,8 +84,11 @@ def parse_candidates(names: Sequence[str], precisions: Sequence[str], progress: 
             first.model, precision, first.path, first.known, error=first.error, exit_code=first.exit_code
         )
         if not first.error:
-            spec = spec_of(open_checkpoint(first.path))
-            candidate.estimate_bytes = estimate_bytes(spec, precision) + OVERHEAD_BYTES
+            checkpoint = open_checkpoint(first.path)
+            spec, tensors = spec_of(checkpoint), checkpoint.tensors.values()
+            if (model, precision) in by_default and gains_nothing(precision, spec, tensors):
+                continue
+            candidate.estimate_bytes = estimate_bytes(spec, precision, tensors) + OVERHEAD_BYTES
         out.append(candidate)
     _name_apart(out)
     if all(c.error for c in out):

@@ -24,22 +24,21 @@ def emit(event: str, **values: Any) -> None:
 
 def load(task: dict[str, Any]) -> Any:
     """The candidate's model, with the thread count that was asked for."""
-    import torch
-
     from paragone.engine.load import load_model
+    from paragone.ops.threads import set_threads
 
     if task.get("threads"):
-        torch.set_num_threads(task["threads"])
+        set_threads(task["threads"])
     return load_model(Path(task["path"]), task["model"], task["precision"], task.get("device", "cpu"))
 
 
 def speed(task: dict[str, Any]) -> dict[str, Any]:
     """Load time, start-up, prefill and decode speeds, memory. Decoding continues the prefilled prompt."""
-    import torch
 
     import paragone.engine.model  # noqa: F401 -- importing is part of starting, not of loading
     from paragone.engine.config import EngineConfig
     from paragone.engine.resources import peak_memory_bytes
+    from paragone.ops.threads import threads
 
     started = time.perf_counter()
     model = load(task)
@@ -61,7 +60,7 @@ def speed(task: dict[str, Any]) -> dict[str, Any]:
         "weight_bytes": model.decoder.weight_bytes,
         "decode_bytes": model.decoder.decode_bytes,
         "cache_bytes": max(run["cache_bytes"] for run in runs),
-        "threads": torch.get_num_threads(),
+        "threads": threads(),
     }
 
 

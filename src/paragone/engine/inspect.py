@@ -38,7 +38,10 @@ def inspect_model(path: Path, name: str | None = None) -> dict[str, Any]:
         "parameters_by_part": parts(checkpoint, spec),
         "disk_bytes": checkpoint.disk_bytes,
         "stored_as": dict(Counter(t.type.name for t in checkpoint.tensors.values())),
-        "weight_bytes": {precision: estimate_bytes(spec, precision) for precision in PRECISIONS},
+        "weight_bytes": {
+            precision: estimate_bytes(spec, precision, checkpoint.tensors.values())
+            for precision in PRECISIONS
+        },
         "cache_bytes_per_token": {"bf16": spec.kv_bytes(1, 2), "fp32": spec.kv_bytes(1, 4)},
         "cache_bytes_when_full": {
             "bf16": spec.kv_bytes(spec.max_position_embeddings, 2),

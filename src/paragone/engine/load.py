@@ -50,7 +50,7 @@ def load_model(
         from paragone.engine.model import Model
         from paragone.model.load import load_decoder
     check_device(device)
-    need = estimate_bytes(spec_of(checkpoint), precision)
+    need = estimate_bytes(spec_of(checkpoint), precision, checkpoint.tensors.values())
     if device == "cpu" and need > (have := available_memory_bytes()):
         raise NotEnoughMemory(
             f"{name} at {precision} needs about {need / 1e9:.1f} GB for its weights, "

@@ -13,6 +13,8 @@ from torch import Tensor
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import TokenLogprobs
 from paragone.errors import MalformedData
+from paragone.kernels import native
+from paragone.ops.choose import kernels_wanted
 
 NUCLEUS_GUESSES = 64, 1024, 8192  # how many of the most likely tokens are looked at before all of them are
 
@@ -60,7 +62,7 @@ class Sampler:
             token = int(logits_V.float().argmax()) if best is None else best  # slow in bfloat16
         else:
             token = self._sample(self._changed(logits_V.float().cpu(), allowed_V))
-        if not math.isfinite(float(logits_V[token])):
+        if token < 0 or not math.isfinite(float(logits_V[token])):
             raise MalformedData("the model's logits are not finite numbers")
         self.num_chosen += 1
         if self._seen is not None:
@@ -95,6 +97,10 @@ class Sampler:
         params = self.params
         if params.temperature == 0:
             return int(logits.argmax())
+        if native is not None and kernels_wanted():
+            limits = params.top_k, params.top_p, params.min_p
+            point = float(torch.rand((), generator=self._rng, dtype=torch.float64))
+            return int(native.draw(logits.data_ptr(), len(logits), params.temperature, *limits, point))
         probs = (logits.double() / params.temperature).softmax(-1)
         if params.min_p > 0:
             probs = torch.where(probs >= params.min_p * probs.max(), probs, 0.0)

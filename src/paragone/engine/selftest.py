@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from paragone.engine.config import EngineConfig
 from paragone.engine.engine import Engine
 from paragone.engine.model import Model
@@ -15,6 +13,7 @@ from paragone.engine.params import SamplingParams
 from paragone.engine.request import Completion, Request
 from paragone.errors import ParagoneError
 from paragone.model.paged import block_bytes, reaches_of
+from paragone.ops.threads import set_threads, threads
 
 STRICT = EngineConfig(deterministic=True)
 ROUNDS = 3
@@ -69,12 +68,12 @@ def determinism(model: Model) -> Iterator[Finding]:
     guessed = sum(completion.guessed_tokens for completion in guessing)
     yield compare(f"with {guessed} guesses from the prompt", guessing)
     yield compare("joining one by one", _staggered(model, asked))
-    threads = torch.get_num_threads()
+    before = threads()
     try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        yield compare(f"on {torch.get_num_threads()} thread(s)", _run(model, STRICT, asked))
+        set_threads(1 if before > 1 else 2)
+        yield compare(f"on {threads()} thread(s)", _run(model, STRICT, asked))
     finally:
-        torch.set_num_threads(threads)
+        set_threads(before)
 
 
 def price(model: Model) -> float:

@@ -119,7 +119,7 @@ static void values_of(const float* weights, const Slots& slots, long first, long
 }
 
 // Turns scores into e^(score - largest); returns their sum.
-static float exponentials(float* row, long S, float top) {
+static float weights_of(float* row, long S, float top) {
     VF sums = {};
     long s = 0;
     for (; s + W <= S; s += W) {
@@ -146,7 +146,7 @@ static void attend_group(const float* q, const Slots& slots, long first, long S,
         float top = row[0];
         for (long s = 1; s < S; s++) top = row[s] > top ? row[s] : top;
         largest[g] = top;
-        total[g] = exponentials(row, S, top);
+        total[g] = weights_of(row, S, top);
     }
     values_of<T, G>(scores, slots, first, S, E, out);
 }

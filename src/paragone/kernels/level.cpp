@@ -38,6 +38,7 @@ const Kernels PARAGONE_TABLE = {
     quantize_slot,
     multiply,
     read_lines,
+    exponentials,
     softcap,
     largest,
 };

@@ -8,6 +8,7 @@
 #include "ops.h"
 #include "pack.h"
 #include "probe.h"
+#include "sample.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -104,6 +105,9 @@ NB_MODULE(_native, m) {
     auto released = nb::call_guard<nb::gil_scoped_release>();
     m.def("pack", &pack, released);
     m.def("unpack", &unpack);
+    m.def("draw", [](uintptr_t logits, long V, float temperature, long top_k, float top_p, float min_p, double point) {
+        return draw(at<float>(logits), V, {temperature, top_k, top_p, min_p}, point);
+    }, released);
     m.def("multiply_rate", &multiply_rate, released);
     m.def("read_rate", [](uintptr_t from, long bytes, int threads) {
         return read_rate(at<uint8_t>(from), bytes, threads);

@@ -105,6 +105,27 @@ static void gated(const float* gate, const float* up, Activation activation, lon
     }
 }
 
+// e^((x - top) * factor), and their sum.
+static double exponentials(const float* x, long n, float top, float factor, float* to) {
+    constexpr long RUN = 64 * W;  // whose sums are made in float
+    double total = 0;
+    for (long run = 0; run < n; run += RUN) {
+        VF sums = {};
+        long i = run, end = std::min(n, run + RUN);
+        for (; i + W <= end; i += W) {
+            VF p = exp((load(x + i) - top) * factor);
+            store(to + i, p);
+            sums += p;
+        }
+        for (; i < end; i++) {
+            to[i] = exp(splat((x[i] - top) * factor))[0];
+            total += to[i];
+        }
+        total += sum(sums);
+    }
+    return total;
+}
+
 static void softcap(float* x, long n, float cap) { soften(x, n, cap); }
 
 static long largest(const float* x, long n) {

@@ -97,6 +97,8 @@ struct Kernels {
     // Multiplies on registers alone, bytes or what products with bfloat16 are made of; returns how many operations.
     long (*multiply)(bool integers, long rounds);
     int32_t (*read_lines)(const uint8_t* from, long bytes);
+    // to = e^((x - top) * factor), and their sum.
+    double (*exponentials)(const float* x, long n, float top, float factor, float* to);
     void (*softcap)(float* x, long n, float cap);  // x = cap * tanh(x / cap)
     long (*largest)(const float* x, long n);  // index of the first largest; -1 where one is not a number
 };

@@ -21,6 +21,7 @@ from paragone.model.paged import PagedCache, Part
 from paragone.model.position import Rope, alibi_bias, alibi_slopes, inverse_frequencies
 from paragone.model.spec import LayerSpec
 from paragone.ops.choose import kernels_wanted
+from paragone.ops.threads import threads
 
 MOST_TOKENS = 512  # of one run: buffers hold no more
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
@@ -212,6 +213,15 @@ class Plan:
         """The operations, in order."""
         return [*self.native.describe(), *self.head.describe()]
 
+    def watch(self) -> None:
+        """From now on the time of each operation is added up."""
+        self.native.watch()
+        self.head.watch()
+
+    def seconds(self) -> list[float]:
+        """Of each operation, since `watch`."""
+        return [*self.native.seconds(), *self.head.seconds()]
+
     def hidden(self, ids: Sequence[int], parts: Sequence[Part], lengths: Sequence[int]) -> Tensor:
         """What all layers make of a step's tokens, before the last norm, (N, D) in float32. `lengths` are
         those of the whole texts, which some ropes depend on."""
@@ -229,7 +239,7 @@ class Plan:
         bias = self._alibi(max(part.start + part.count for part in parts))
         where = (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0))
         self.native.run(
-            torch.get_num_threads(), len(x_ND), x_ND.data_ptr(), ropes,
+            threads(), len(x_ND), x_ND.data_ptr(), ropes,
             [(part.start, part.count, part.tables) for part in parts], self.cache.block_size,
             self.deterministic, *where,
         )  # fmt: skip
@@ -269,9 +279,7 @@ class Plan:
         for at in range(0, len(rows), MOST_TOKENS):
             here = min(MOST_TOKENS, len(rows) - at)
             where = out[at:].data_ptr(), best[at:].data_ptr()
-            self.head.run_head(
-                torch.get_num_threads(), here, rows[at:].data_ptr(), self.deterministic, *where
-            )
+            self.head.run_head(threads(), here, rows[at:].data_ptr(), self.deterministic, *where)
         return out, best.tolist()
 
 

@@ -1,14 +1,20 @@
 """The precisions in which weights can be kept, and what a model takes in each. No torch here."""
 
-from typing import Literal, get_args
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, get_args
 
 from paragone.errors import UsageError
 from paragone.model.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from paragone.checkpoint.tensors import StoredTensor
+
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-# int4: half a byte, and a scale and a zero of two bytes each for every 32 numbers.
-BYTES_A_NUMBER: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 32}
+# int8: a byte, and a scale of two bytes for every 32 numbers; int4: half a byte, a scale and a minimum.
+BYTES_A_NUMBER: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + 2 / 32, "int4": 0.5 + 4 / 32}
+MOST_BITS = {"int8": 8, "int4": 4}  # of what a file has in so many or fewer the integers are kept
 
 
 def split_precision(name: str) -> tuple[str, Precision | None]:
@@ -24,8 +30,10 @@ def check_precision(name: str) -> Precision:
     return name
 
 
-def estimate_bytes(spec: ModelSpec, precision: Precision) -> int:
-    """Bytes that the weights will take in memory, from the spec alone."""
+def estimate_bytes(spec: ModelSpec, precision: Precision, tensors: "Iterable[StoredTensor]" = ()) -> int:
+    """Bytes that the weights will take in memory: from the spec, and from what the file has where it is
+    quantised."""
+    kept = [t for t in tensors if t.type.is_quantized and t.type.code_bits <= MOST_BITS.get(precision, 0)]
     attention = (
         spec.hidden_size * spec.head_dim * (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads)
     )
@@ -36,5 +44,17 @@ def estimate_bytes(spec: ModelSpec, precision: Precision) -> int:
         moe = 3 * spec.hidden_size * widths
     matrices = sum(attention + (moe if layer.moe else mlp) for layer in spec.layers)
     vocab = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings else 2)
-    outer = 1.0 if precision == "int4" else BYTES_A_NUMBER[precision]  # embedding and head keep 8 bits
-    return int(matrices * BYTES_A_NUMBER[precision] + vocab * outer)
+    outer = BYTES_A_NUMBER["int8" if precision == "int4" else precision]  # embedding and head keep 8 bits
+    whole = matrices * BYTES_A_NUMBER[precision] + vocab * outer
+    for tensor in kept:
+        numbers = math.prod(tensor.shape)
+        whole -= numbers * (BYTES_A_NUMBER[precision] - tensor.type.code_bits / 8 - 4 / 32)
+    return int(whole)
+
+
+def gains_nothing(precision: Precision, spec: ModelSpec, tensors: "Iterable[StoredTensor]") -> bool:
+    """Whether a file has all matrices but embedding and head in 4 bits already: in int4 they are then what
+    they are in int8."""
+    outer = spec.vocab_size, spec.hidden_size
+    inner = [t for t in tensors if len(t.shape) > 1 and t.shape != outer]
+    return precision == "int4" and all(t.type.is_quantized and t.type.code_bits <= 4 for t in inner)

@@ -90,6 +90,7 @@ HF_IGNORED = frozenset(
         "tokenizer_class",
         "top_k",
         "top_p",
+        "quantization_config",  # checkpoint/gptq.py takes it
         "torch_dtype",
         "torchscript",
         "transformers.js_config",

@@ -1,6 +1,6 @@
 """The kernels beside llama.cpp and vLLM's CPU build, on the same files; ends in one JSON line.
 
-    python -m benchmarks.kernels [--rounds 3] [--write]
+    python -m benchmarks.cpu_kernels [--rounds 3] [--write]
 
 Every engine runs in a process of its own with two threads, in turn, in several rounds: ratios are made round
 by round, and their medians count. Beside the figures stand the limits that the machine itself gave: bytes
@@ -139,8 +139,8 @@ def main(rounds: int, write: bool) -> None:
             [["Paragone", *mine], ["vLLM", *peer]],
         ),
         "",
-        "One sequence is bound by reading the weights. Beside it, what the machine reads when it does nothing",
-        "else:",
+        "One sequence is bound by reading the weights. Beside it, what the machine reads when it does",
+        "nothing else:",
         "",
         *table(["weights", "MB a token", "GB/s decoding", "GB/s reading", "share"], shares),
         "",

@@ -1,0 +1,79 @@
+"""What the plan of a whole model gives, beside PyTorch's modules with the same weights in float32."""
+
+import json
+
+import pytest
+import torch
+
+from paragone.checkpoint.checkpoint import open_checkpoint
+from paragone.cli.main import run
+from paragone.model.forward import Reader, TorchForward
+from paragone.model.load import load_decoder
+from paragone.model.plan import Plan, why_no_plan
+from paragone.ops import implementation
+from paragone.ops.packed import PackedMatrix
+from tests.parity.test_families import ids_of
+from tests.tiny import CASES
+
+# Of the logits' standard deviation: what bfloat16 caches and inputs in few bits cost. Mixtures may send a token
+# elsewhere, where two experts are as good as each other.
+ERROR = {"bf16": 0.04, "int8": 0.07, "int4": 0.07}
+
+
+def widened(decoder, folder):
+    """The same weights in float32, on PyTorch."""
+    wide = load_decoder(open_checkpoint(folder), "fp32")
+    pairs = [(wide.head, decoder.head)]
+    for there, here in zip(wide.blocks, decoder.blocks, strict=True):
+        pairs += zip(there.linears(), here.linears(), strict=True)
+    for there, here in pairs:
+        there.parts = [p.dequantize() if isinstance(p, PackedMatrix) else p.float() for p in here.parts]
+    return wide
+
+
+@pytest.mark.parametrize("precision", ERROR)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@torch.inference_mode()
+def test_every_family_runs_on_the_kernels(case, precision, tmp_path):
+    """Prompts in pieces and single tokens; half of the tokens must be close even where experts are chosen."""
+    case.save(tmp_path)
+    decoder = load_decoder(open_checkpoint(tmp_path), precision)
+    wide = widened(decoder, tmp_path)
+    assert why_no_plan(decoder) is None
+    length = 28 if case.depends_on_length else 40
+    ids = ids_of(decoder, batch=1, length=length)[0].tolist()
+    text, other = Reader(decoder, length), Reader(wide, length)
+    assert isinstance(text.forward, Plan)
+    assert isinstance(other.forward, TorchForward)
+    pieces = [ids[:17], ids[17:20], *([token] for token in ids[20:])]
+    got, want = (
+        torch.cat([reader.logits(reader.read(piece, length))[0] for piece in pieces])
+        for reader in (text, other)
+    )
+    off = (got - want).abs().amax(1) / want.std()
+    mixed = decoder.spec.moe is not None
+    assert (off.median() if mixed else off.max()) <= ERROR[precision], off
+    best = text.logits(text.read([ids[0]], length + 1))[1]
+    assert len(best) == 1
+
+
+def test_why_there_is_no_plan(tmp_path):
+    next(case for case in CASES if case.name == "llama1").save(tmp_path)
+    assert "float32" in why_no_plan(load_decoder(open_checkpoint(tmp_path), "fp32"))
+    decoder = load_decoder(open_checkpoint(tmp_path), "bf16")
+    assert why_no_plan(decoder) is None
+    with implementation("torch"):
+        assert "PARAGONE_OPS" in why_no_plan(decoder)
+
+
+def test_inspect_says_what_runs_where(capsys):
+    assert run(["inspect", "smollm2-135m-instruct", "--plan", "--precision", "int8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["why_not"] is None
+    count = {row["operation"]: row["count"] for row in found["operations"]}
+    assert count["linear 3072 x 576: int4+min/32 int4+min/32"] == 30
+    assert all(
+        row["microseconds"] > 0 for row in found["operations"] if row["operation"].startswith("linear")
+    )
+    assert run(["inspect", "smollm2-135m-instruct", "--plan", "--precision", "fp32"]) == 0
+    assert "runs on PyTorch: it computes in float32" in capsys.readouterr().out
