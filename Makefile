@@ -70,6 +70,7 @@ bench-engine: models  ## many requests at once beside vLLM (CPU) and transformer
 
 bench-kernels: $(VENV)/dev models  ## the kernels beside llama.cpp and vLLM (CPU), on the same files; ends in one JSON line
 	$(BIN)/python -m benchmarks.peers llamacpp vllm
+	$(BIN)/python -m benchmarks.bits --write
 	$(BIN)/python -m benchmarks.cpu_kernels --write
 
 bench: bench-foundation bench-load bench-engine bench-kernels  ## all benchmarks

@@ -2,6 +2,7 @@
 
     python peer_llamacpp.py speed|start FILE
     python peer_llamacpp.py quantize FILE TARGET TYPE
+    python peer_llamacpp.py bits FILE IDS
 
 `speed` prints one JSON line: tokens/s of a prompt of 512, of decoding 1, 16 and 64 sequences, and the bytes
 of memory at most; `start` a line when the first token is there. Agrees with llama-bench and
@@ -12,10 +13,12 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import llama_cpp as lib  # type: ignore[import-not-found]
+import numpy as np
 
 THREADS = 2
 TYPES = {"BF16": "BF16", "Q8_0": "Q8_0", "Q4_0": "Q4_0"}
@@ -84,6 +87,22 @@ def speed(path: str) -> dict[str, float]:
     return out | {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
+def bits(path: str, ids_file: str) -> float:
+    """Bits of all tokens but the first of each window, in windows of token ids."""
+    windows = json.loads(Path(ids_file).read_text())
+    longest = max(map(len, windows))
+    session, total = Session(path, 1, longest + 64), 0.0
+    size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(session.model))
+    for ids in windows:
+        session.clear()
+        session.decode([(token, i, 0, True) for i, token in enumerate(ids)])
+        for i, token in enumerate(ids[1:]):
+            row = np.ctypeslib.as_array(lib.llama_get_logits_ith(session.context, i), (size,)).astype(float)
+            total += (np.logaddexp.reduce(row) - row[token]) / np.log(2)
+    session.close()
+    return total
+
+
 def main(mode: str, path: str, *more: str) -> None:
     if mode == "quantize":
         params = lib.llama_model_quantize_default_params()
@@ -92,6 +111,8 @@ def main(mode: str, path: str, *more: str) -> None:
         if lib.llama_model_quantize(path.encode(), more[0].encode(), params):
             sys.exit(f"llama.cpp could not write {more[0]}")
         print("done")
+    elif mode == "bits":
+        print(bits(path, more[0]))
     elif mode == "start":
         session: Any = Session(path, 1, 576)
         session.decode([(1, 0, 0, False), (504, 1, 0, True)])

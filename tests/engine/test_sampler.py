@@ -133,7 +133,7 @@ SETTINGS = [
     {"temperature": 0.8, "min_p": 0.05},
     {"temperature": 0.9, "top_p": 0.95, "min_p": 0.01},
     {"temperature": 1e-3},
-    {"temperature": 1e-40, "top_p": 0.5},
+    {"temperature": 1e-3, "top_p": 0.5},
 ]
 
 

@@ -136,6 +136,9 @@ def test_packing_keeps_every_integer(packing, shape):
     assert torch.equal(matrix.dequantize(rows // 2, rows), want[rows // 2 :])
     ids = [rows - 1, 0, rows // 2]
     torch.testing.assert_close(matrix.rows_of(ids), want[ids], rtol=1e-6, atol=0)
+    for wrong in (-1, rows):
+        with pytest.raises(IndexError):
+            matrix.rows_of([0, wrong])
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def scheme_of(config: Mapping[str, Any], where: object) -> Scheme | None:
         return None
     if not isinstance(found, dict):
         raise BadConfiguration(f"{where}: quantization_config is no object")
+    where = f"{where}: quantization_config"
     method, bits, size = found.get("quant_method"), found.get("bits"), found.get("group_size", 128)
     if method not in ("gptq", "awq"):
         raise BadConfiguration(f"{where}: quant_method {str(method)[:40]!r} is not known, only gptq and awq")

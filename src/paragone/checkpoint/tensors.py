@@ -62,6 +62,11 @@ class StoredTensor:
         """Rows are the first of two or more dimensions; a vector is one row."""
         return self.shape[0] if len(self.shape) > 1 else 1
 
+    @property
+    def address(self) -> int:
+        """Where it begins in memory; good for as long as its file is mapped."""
+        return int(np.frombuffer(self.file.buffer, dtype=np.uint8).ctypes.data) + self.offset
+
     def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.generic]:
         """Rows [start, stop) as float32, float16, or uint16 holding bfloat16 bits (type BF16).
 

@@ -1,10 +1,13 @@
 // The binding. Addresses come from Python; callers check shapes, types and layouts, and nothing is checked here.
+#include <algorithm>
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "gguf.h"
 #include "ops.h"
 #include "pack.h"
 #include "probe.h"
@@ -87,6 +90,28 @@ void pack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float
                                                                       at<float>(scales), at<float>(minima));
 }
 
+// Rows order[0], order[1], ... of a tensor of one of GGUF's types become rows `first` and on.
+void repack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, long first, long count,
+            const std::string& name, uintptr_t raw, uintptr_t order, int threads) {
+    const GgufType& type = *gguf_type(name);
+    Packing packing{at<uint8_t>(panels), D, bits, has_minimum, fine, 1.0f};
+    long blocks = D / type.inputs;
+    Team& team = Team::shared();
+    team.run(threads, [&](int) {
+        std::vector<uint8_t> codes(D);
+        std::vector<float> scales(blocks * type.groups), minima(blocks * type.groups);
+        // Sixteen rows a task, which share their lines of the cache.
+        for (long task; (task = team.next()) * 16 < count;)
+            for (long row = task * 16; row < std::min(count, task * 16 + 16); row++) {
+                const uint8_t* from = at<uint8_t>(raw) + at<int64_t>(order)[row] * blocks * type.bytes;
+                for (long b = 0; b < blocks; b++)
+                    type.unpack(from + b * type.bytes, codes.data() + b * type.inputs, scales.data() + b * type.groups,
+                                minima.data() + b * type.groups);
+                packing.put(first + row, 1, codes.data(), scales.data(), has_minimum ? minima.data() : nullptr);
+            }
+    });
+}
+
 // Rows of a packed weight in float32, one after the other.
 void unpack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float unit, const std::vector<long>& rows,
             uintptr_t to) {
@@ -105,6 +130,8 @@ NB_MODULE(_native, m) {
     auto released = nb::call_guard<nb::gil_scoped_release>();
     m.def("pack", &pack, released);
     m.def("unpack", &unpack);
+    m.def("repacks", [](const std::string& name) { return gguf_type(name) != nullptr; });
+    m.def("repack", &repack, released);
     m.def("draw", [](uintptr_t logits, long V, float temperature, long top_k, float top_p, float min_p, double point) {
         return draw(at<float>(logits), V, {temperature, top_k, top_p, min_p}, point);
     }, released);

@@ -14,15 +14,15 @@ uint16_t half(float x) {
     return (uint16_t)((bits + 0xfff + (bits >> 13 & 1)) >> 13 | (std::signbit(x) ? 0x8000 : 0));
 }
 
-float whole(uint16_t h) {
+}  // namespace
+
+float from_half(uint16_t h) {
     uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
     float size;
     std::memcpy(&size, &bits, 4);
     size *= 0x1p112f;
     return h & 0x8000 ? -size : size;
 }
-
-}  // namespace
 
 void Packing::put(long first, long count, const uint8_t* codes, const float* scales, const float* minima) const {
     long blocks = (D + 63) / 64, group = fine ? 16 : 32, groups = (D + group - 1) / group, each = 64 / group;
@@ -62,7 +62,7 @@ void Packing::get(long row, float* to) const {
             int code = bits == 8 ? block[i / 4 * 64 + lane * 4 + i % 4]
                                  : block[(i / 32 * 4 + i % 16 / 4) * 64 + lane * 4 + i % 4] >> (i % 32 < 16 ? 0 : 4) & 15;
             const uint16_t* scales = (const uint16_t*)(block + code_bytes) + lane;
-            float value = (float)(code - center) * (whole(scales[i / group * 16]) * unit);
-            to[b * 64 + i] = has_minimum ? value + whole(scales[(each + i / group) * 16]) * unit : value;
+            float value = (float)(code - center) * (from_half(scales[i / group * 16]) * unit);
+            to[b * 64 + i] = has_minimum ? value + from_half(scales[(each + i / group) * 16]) * unit : value;
         }
 }

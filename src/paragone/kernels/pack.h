@@ -3,6 +3,9 @@
 
 #include <cstdint>
 
+// float16, not a number and infinity left out.
+float from_half(uint16_t h);
+
 struct Packing {
     uint8_t* panels;
     long D;

@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include <algorithm>
+
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
@@ -7,7 +9,9 @@
 namespace {
 
 constexpr int SPINS = 50000;  // about a millisecond: what Python does between two steps
-constexpr int PATIENCE = 2000;
+constexpr int MOST_STALLS = 4;  // of a run that count as chance
+constexpr int SHORTEST_PAUSE = 8, LONGEST_PAUSE = 256;  // runs
+constexpr int PATIENCE = 2000;  // then somebody else has the processor of those that are waited for: theirs is this one
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -38,8 +42,30 @@ Team& Team::shared() {
     return *team;
 }
 
+// How many members a run gets of those that it asks for. Where others want the processors too, members wait for
+// members that do not run, and fewer of them are faster: half of them, for a while that doubles as long as it helps
+// nothing to try again.
+int Team::members(int size) {
+    if (stalls_.exchange(0, std::memory_order_relaxed) > MOST_STALLS) {
+        pause_ = std::min(LONGEST_PAUSE, std::max(SHORTEST_PAUSE, 2 * pause_));
+        paused_ = pause_;
+    } else if (paused_ > 0) {
+        paused_--;
+    } else {
+        pause_ = 0;
+    }
+    return paused_ > 0 ? std::max(1, size / 2) : size;
+}
+
 void Team::run(int size, const std::function<void(int)>& work) {
     std::lock_guard lock(turn_);
+    size = members(size);
+    if (size == 1) {  // nobody else is woken
+        size_ = 1;
+        taken_.store(0, std::memory_order_relaxed);
+        work(0);
+        return;
+    }
     grow(size);
     work_ = &work;
     size_ = size;
@@ -48,9 +74,9 @@ void Team::run(int size, const std::function<void(int)>& work) {
     runs_.fetch_add(1, std::memory_order_release);
     runs_.notify_all();
     work(0);
-    for (int spin = 0; left_.load(std::memory_order_acquire); spin++)
+    for (int left, spin = 0; (left = left_.load(std::memory_order_acquire)); spin++)
         if (spin < PATIENCE) relax();
-        else std::this_thread::yield();
+        else left_.wait(left, std::memory_order_acquire);
 }
 
 void Team::grow(int size) {
@@ -66,7 +92,7 @@ void Team::member(int number, uint32_t seen) {
         runs_.wait(seen, std::memory_order_acquire);
         seen = runs_.load(std::memory_order_acquire);
         if (number < size_) (*work_)(number);
-        left_.fetch_sub(1, std::memory_order_release);
+        if (left_.fetch_sub(1, std::memory_order_release) == 1) left_.notify_one();
     }
 }
 
@@ -80,9 +106,14 @@ void Team::barrier() {
         arrived_.store(0, std::memory_order_relaxed);
         taken_.store(0, std::memory_order_relaxed);
         phase_.store(phase + 1, std::memory_order_release);
+        phase_.notify_all();
         return;
     }
     for (int spin = 0; phase_.load(std::memory_order_acquire) == phase; spin++)
-        if (spin < PATIENCE) relax();
-        else std::this_thread::yield();
+        if (spin < PATIENCE) {
+            relax();
+        } else {
+            stalls_.fetch_add(1, std::memory_order_relaxed);
+            phase_.wait(phase, std::memory_order_acquire);
+        }
 }

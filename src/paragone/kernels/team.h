@@ -12,7 +12,8 @@
 
 class Team {
   public:
-    // Runs work(member) on `size` threads, the caller being member 0. One run at a time; others wait.
+    // Runs work(member) on `size` threads, or fewer where others use the processors; the caller is member 0. One run
+    // at a time; others wait.
     void run(int size, const std::function<void(int)>& work);
 
     // Waits for all members. Tasks are counted anew from then on.
@@ -29,11 +30,14 @@ class Team {
   private:
     void member(int number, uint32_t seen);
     void grow(int size);
+    int members(int size);
 
     std::mutex turn_;
     std::vector<std::thread> threads_;
     const std::function<void(int)>* work_ = nullptr;
     int size_ = 1;
+    int pause_ = 0, paused_ = 0;  // runs with fewer members: of a pause, and left of this one
+    std::atomic<int> stalls_{0};  // waits of the last run that were too long to spin
     alignas(64) std::atomic<uint32_t> runs_{0};
     alignas(64) std::atomic<int> left_{0};
     alignas(64) std::atomic<int> arrived_{0};

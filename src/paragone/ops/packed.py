@@ -10,11 +10,14 @@ inputs, or for every 16 where `fine`. Rows and inputs are padded with codes that
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.kernels import native
+from paragone.ops.threads import threads
 
 PANEL, BLOCK = 16, 64
 RUN = 1 << 19  # numbers dequantised at a time: they stay in the processor's cache
@@ -86,6 +89,18 @@ class PackedMatrix:
             codes.data_ptr(), scale.data_ptr(), 0 if minimum is None else minimum.data_ptr(),
         )  # fmt: skip
 
+    def repack(self, first: int, kind: str, raw: int, order: NDArray[np.int64]) -> bool:
+        """Rows from `first` on become the rows `order` of a tensor of one of GGUF's types, which begins at an
+        address; False where the kernels do not know the type."""
+        if native is None or self.panels.device.type != "cpu" or not native.repacks(kind):
+            return False
+        p = self.packing
+        native.repack(
+            self.panels.data_ptr(), self.width, p.bits, p.has_minimum, p.fine, first, len(order), kind, raw,
+            order.ctypes.data, threads(),
+        )  # fmt: skip
+        return True
+
     def _put(self, first: int, codes_ND: Tensor, scale_NG: Tensor, minimum_NG: Tensor | None) -> None:
         """The same without kernels."""
         p, blocks = self.packing, self.panels.shape[1]
@@ -106,7 +121,9 @@ class PackedMatrix:
                 self._scales(at)[panel, :, :, lane] = padded.view(len(stored), blocks, -1)
 
     def rows_of(self, ids: Sequence[int]) -> Tensor:
-        """The rows with these numbers (N, width) in float32."""
+        """The rows with these numbers (N, width) in float32; IndexError where there is none such."""
+        if min(ids) < 0 or max(ids) >= self.rows:
+            raise IndexError(f"rows {min(ids)} to {max(ids)} of {self.rows}")
         if native is None or self.panels.device.type != "cpu":
             return torch.cat([self.dequantize(i, i + 1) for i in ids])
         out, p = torch.empty(len(ids), self.width), self.packing

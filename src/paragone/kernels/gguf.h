@@ -1,0 +1,19 @@
+// Rows of GGUF's quantised types taken apart, as ggml-quants.c defines them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+// Codes as packed weights keep them (one byte each, unsigned), scales and minima of a run of inputs, minima of none
+// where the type has none.
+using Unpack = void (*)(const uint8_t* block, uint8_t* codes, float* scales, float* minima);
+
+struct GgufType {
+    const char* name;
+    long inputs, bytes;  // of a block
+    long groups;         // scales of a block
+    Unpack unpack;
+};
+
+// The type of a name; none for those that are not known here.
+const GgufType* gguf_type(const std::string& name);

@@ -1,0 +1,226 @@
+"""A checkpoint's parameters by neutral name, read into the form in which they stay.
+
+Matrices are read and converted in runs of rows, and nothing is held twice; the pages of a tensor leave memory
+once it has been taken over.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paragone.checkpoint.checkpoint import Checkpoint
+from paragone.checkpoint.tensors import StoredTensor
+from paragone.errors import MalformedData
+from paragone.model.families import Family
+from paragone.model.linear import Linear, as_torch
+from paragone.model.parameters import one_of, parameter_names, split_index, stored_name, template
+from paragone.model.precision import MOST_BITS, Precision
+from paragone.model.spec import ModelSpec
+from paragone.ops.packed import PackedMatrix, Packing
+from paragone.quant.rtn import INT4, INT8, quantize_int4, quantize_int8
+
+CHUNK = 1 << 16  # numbers read at a time: their float32 form stays in the processor's cache
+MAPPED_BYTES = 1 << 21  # bytes of a file that may be in memory beside what is made of them
+IN_PLACE = {"F32": torch.float32, "BF16": torch.bfloat16}  # stored types that need no conversion
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+Chunks = Iterator[tuple[int, Tensor]]  # (first row, rows) of one matrix
+
+
+def activation_dtype(precision: Precision) -> torch.dtype:
+    """The type in which a model of this precision computes between its products."""
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
+class Parameters:
+    """What one load reads. Raises MalformedData where tensors are missing, left over or of another shape."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: Family,
+        spec: ModelSpec,
+        precision: Precision,
+        device: torch.device,
+        progress: Progress | None,
+    ) -> None:
+        self.checkpoint, self.family, self.spec = checkpoint, family, spec
+        self.precision, self.device, self.progress = precision, device, progress
+        self.dtype = activation_dtype(precision)
+        self.in_place: set[int] = set()  # files, by identity, whose pages the weights are
+        self.bytes_done = 0
+        self.bytes_total = sum(t.nbytes for t in checkpoint.tensors.values())
+        self.check_names()
+
+    def linear(
+        self,
+        parts: Sequence[str],
+        rows: tuple[int, ...],
+        in_features: int,
+        *,
+        bias: bool = False,
+        outer: bool = False,
+        exact: bool = False,
+        given_bias: Tensor | None = None,
+    ) -> Linear:
+        """One weight matrix from one or several stored ones, stacked.
+
+        The head (`outer`) may keep 8 bits where the rest has 4: errors there reach every token directly. What
+        only decides (`exact`) is never quantised.
+        """
+        bias_N = None if given_bias is None else given_bias.to(self.dtype).to(self.device)
+        if bias:
+            biases = [self.vector(f"{p}.bias", n) for p, n in zip(parts, rows, strict=True)]
+            bias_N = torch.cat(biases).to(self.dtype).to(self.device)
+        limit = 8 if outer and self.precision == "int4" else MOST_BITS.get(self.precision)
+        if exact or limit is None:
+            stored = self.stored_parts(parts, rows, in_features)
+            return Linear(stored or [self.dense(parts, rows, in_features)], bias_N)
+        matrices = [
+            self.packed(f"{p}.weight", size, in_features, limit) for p, size in zip(parts, rows, strict=True)
+        ]
+        return Linear(matrices, bias_N)
+
+    def stored_parts(self, parts: Sequence[str], sizes: tuple[int, ...], width: int) -> list[Tensor]:
+        """The matrices where they lie in the file, if they are there just as they are needed; else none.
+
+        Loading them costs nothing, and processes that run the same model share the memory.
+        """
+        names = [f"{p}.weight" for p in parts]
+        if self.device.type != "cpu" or any(template(n) in self.family.converted for n in names):
+            return []
+        tensors = [self.take(n, (size, width)) for n, size in zip(names, sizes, strict=True)]
+        as_needed = all(
+            IN_PLACE.get(t.type.name) == self.dtype and t.offset % self.dtype.itemsize == 0 for t in tensors
+        )
+        if not as_needed:
+            return []
+        for tensor in tensors:
+            self.in_place.add(id(tensor.file))
+            self.done(tensor)
+        return [as_torch(t, t.rows()) for t in tensors]
+
+    def dense(self, parts: Sequence[str], sizes: tuple[int, ...], width: int) -> Tensor:
+        weight = torch.empty((sum(sizes), width), dtype=self.dtype)
+        at = 0
+        for part, size in zip(parts, sizes, strict=True):
+            for first, rows in self.row_chunks(f"{part}.weight", size, width):
+                weight[at + first : at + first + len(rows)] = rows
+            at += size
+        return weight.to(self.device)
+
+    def packed(self, name: str, size: int, width: int, limit: int) -> PackedMatrix:
+        """A matrix in at most so many bits. What the file has in as many or fewer keeps its integers."""
+        tensor = self.take(name, self.stored_shape(name, size, width))
+        keeps = tensor.type.is_quantized and tensor.type.code_bits <= limit
+        if keeps and template(name) not in self.family.transposed:
+            return self.repacked(tensor, name, size, width)
+        matrix = PackedMatrix(size, width, INT8 if limit == 8 else INT4)
+        quantize = quantize_int8 if limit == 8 else quantize_int4
+        for at, rows in self.row_chunks(name, size, width):
+            matrix.put(at, *quantize(rows))
+        return matrix.to(self.device)
+
+    def repacked(self, tensor: StoredTensor, name: str, size: int, width: int) -> PackedMatrix:
+        """A matrix with the integers that the file has."""
+        first = tensor.groups(np.zeros(1, dtype=np.int64))
+        packing = Packing(tensor.type.code_bits, first.minimum is not None, first.q.shape[-1] == 16)
+        matrix = PackedMatrix(size, width, packing)
+        step = max(1, MAPPED_BYTES * size // tensor.nbytes)
+        for at, ids in self.row_runs(tensor, name, size, step):
+            if matrix.repack(at, tensor.type.name, tensor.address, ids):
+                continue
+            groups = tensor.groups(ids)
+            codes = (groups.q.astype(np.int16) + packing.center).astype(np.uint8)
+            minimum = None if groups.minimum is None else torch.from_numpy(groups.minimum)
+            flat = torch.from_numpy(codes.reshape(len(ids), -1))
+            matrix.put(at, flat, torch.from_numpy(groups.scale), minimum)
+        self.done(tensor)
+        return matrix.to(self.device)
+
+    def row_runs(
+        self, tensor: StoredTensor, name: str, size: int, step: int
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """(first row, the stored rows that come there), so many at a time. Fix-ups of matrices move
+        rows and nothing else."""
+        order = np.arange(size)
+        fixup = self.family.fixups.get(template(name))
+        if fixup:
+            order = fixup(order[:, None], self.spec)[:, 0].astype(np.int64)
+        row_bytes, mapped = tensor.nbytes // size, 0
+        for at in range(0, size, step):
+            yield at, order[at : at + step]
+            mapped += step * row_bytes
+            if mapped > MAPPED_BYTES:
+                tensor.file.forget()
+                mapped = 0
+
+    def stored_shape(self, name: str, size: int, width: int) -> tuple[int, int]:
+        return (width, size) if template(name) in self.family.transposed else (size, width)
+
+    def row_chunks(self, name: str, size: int, width: int) -> Chunks:
+        """(first row, rows) of a matrix, a bounded number of rows at a time."""
+        tensor = self.take(name, self.stored_shape(name, size, width))
+        if template(name) in self.family.transposed:
+            yield 0, as_torch(tensor, np.ascontiguousarray(tensor.rows().T))
+        else:
+            for at, ids in self.row_runs(tensor, name, size, max(1, CHUNK // width)):
+                yield at, as_torch(tensor, tensor.gather(ids))
+        self.done(tensor)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """A 1-D parameter in float32, after its fix-up."""
+        tensor = self.take(name, (size,))
+        values = as_torch(tensor, tensor.rows()).float().numpy()
+        fixup = self.family.fixups.get(template(name))
+        if fixup:
+            values = fixup(values, self.spec)
+        self.done(tensor)
+        return torch.from_numpy(np.array(values, dtype=np.float32))
+
+    def take(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        stored = stored_name(name, self.family.names)
+        base, index = split_index(stored)
+        tensor = self.checkpoint.tensors[base]
+        if index is not None and (len(tensor.shape) != len(shape) + 1 or index >= tensor.shape[0]):
+            raise MalformedData(
+                f"{tensor.file.path}: {base} is {list(tensor.shape)}, no stack of {list(shape)}"
+            )
+        tensor = tensor if index is None else one_of(tensor, index)
+        if shape not in (tensor.shape, (1, *tensor.shape)):
+            raise MalformedData(
+                f"{tensor.file.path}: {stored} is {list(tensor.shape)}, but the configuration "
+                f"({self.checkpoint.config_path.name}) needs {list(shape)}"
+            )
+        return tensor
+
+    def done(self, tensor: StoredTensor) -> None:
+        tensor.file.forget()
+        self.bytes_done += tensor.nbytes
+        if self.progress:
+            self.progress(self.bytes_done, self.bytes_total)
+
+    def check_names(self) -> None:
+        """Before anything is read: every tensor that is needed is there, and none is left over."""
+        names = self.family.names
+        needed = {split_index(stored_name(n, names))[0] for n in parameter_names(self.spec, names)}
+        offered = set(self.checkpoint.tensors)
+        layers = range(self.spec.num_layers)
+        ignored = {n.format(i) for n in self.family.ignored_tensors for i in layers}
+        if self.spec.tie_word_embeddings:  # some files repeat the embedding as the head
+            ignored.add(self.family.names["head.weight"])
+        missing, unused = sorted(needed - offered), sorted(offered - needed - ignored)
+        if missing or unused:
+            found = [f"{len(missing)} tensors are missing ({_some(missing)})"] if missing else []
+            found += [f"{len(unused)} are not known ({_some(unused)})"] if unused else []
+            raise MalformedData(
+                f"{self.checkpoint.path}: {' and '.join(found)}: "
+                f"{self.checkpoint.config_path.name} describes another model than the weights"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
