@@ -128,7 +128,7 @@ def main(rounds: int, write: bool) -> None:
     start = [f"{median(m['start'][name] for m in found):.2f}" for name in ("Paragone", "llama.cpp")]
     lines = [
         f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']}; `make bench-kernels`,",
-        f"medians of {rounds} rounds. SmolLM2-135M where nothing else is said.",
+        f"{rounds} round(s), medians. SmolLM2-135M where nothing else is said.",
         "",
         *table(["tokens/s", "1 sequence", "16", "64", "prompt of 512", "of 4,096"], rows(found)),
         "",
