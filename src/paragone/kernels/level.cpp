@@ -10,18 +10,11 @@
 #define PARAGONE_TEXT_(x) #x
 #define PARAGONE_TEXT(x) PARAGONE_TEXT_(x)
 
-#if defined(__AVX512VNNI__)
-constexpr bool INTEGERS = true;
-#else
-constexpr bool INTEGERS = false;
-#endif
-
 using namespace PARAGONE_LEVEL;
 
 const Kernels PARAGONE_TABLE = {
     PARAGONE_TEXT(PARAGONE_LEVEL),
     PAIRS,
-    INTEGERS,
     quantize_inputs,
     to_words,
     packed_linear,

@@ -67,8 +67,7 @@ enum Activation { SILU, GELU_TANH, GELU };
 
 struct Kernels {
     const char* name;
-    bool pairs;     // words hold two numbers
-    bool integers;  // products of bytes are single instructions
+    bool pairs;  // words hold two numbers
     void (*quantize_inputs)(const float* x, long D, Quantised* to);
     void (*to_words)(const float* x, long D, Word* to);
     // Panels [first, last) by M tokens.
