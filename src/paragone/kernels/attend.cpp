@@ -7,7 +7,9 @@
 namespace {
 
 constexpr long RUN = 256;       // slots that one task looks at for a single query
-constexpr long TILE_ROWS = 96;  // queries that one task has at once
+constexpr long MOST_ROWS = 384;  // queries of a head that one task has at once: keys are read that often fewer times
+constexpr long LEAST_ROWS = 96;
+constexpr long TASKS = 6;        // for every member, while there are rows enough
 
 }  // namespace
 
@@ -25,7 +27,12 @@ Scoring Attend::scoring(const Run& run, long k) const {
     return {softcap_, step.bias ? step.bias + k * group * step.bias_stride : nullptr, step.bias_stride};
 }
 
-long Attend::tile() const { return std::max(1L, TILE_ROWS * spec_.K / spec_.H); }
+long Attend::tile(const Run& run) const {
+    long tokens = 0, group = spec_.H / spec_.K;
+    for (int number : run.step.longer) tokens += run.step.parts[number].count;
+    long rows = std::clamp(tokens * spec_.H / (TASKS * (long)run.own.size()), LEAST_ROWS, MOST_ROWS);
+    return std::max(1L, rows / group);
+}
 
 long Attend::runs(const Run& run) const {
     const Pool& pool = run.step.pools[spec_.pool];
@@ -40,7 +47,7 @@ void Attend::prepare(Run& run) const {
     if (count > 1) grow(run.partial, run.step.singles.size() * spec_.K * count * each);
     for (Own& own : run.own) {
         grow(own.floats, each + 4 * RUN);
-        if (!run.step.longer.empty()) grow(own.room, best.attend_room(tile() * group, spec_.E));
+        if (!run.step.longer.empty()) grow(own.room, best.attend_room(tile(run) * group, spec_.E));
     }
 }
 
@@ -50,12 +57,13 @@ void Attend::run(Run& run, int member) const {
     long count = runs(run), singles = (long)step.singles.size() * spec_.K;
     long taken = run.team.next();
     for (; taken < singles * count; taken = run.team.next()) single(run, own, taken, count);
-    long task = singles * count;
+    long task = singles * count, size = tile(run);
     for (int number : step.longer)
-        for (int32_t at = 0; at < step.parts[number].count; at += tile())
-            for (long k = 0; k < spec_.K; k++, task++)
+        for (long k = 0; k < spec_.K; k++)
+            // The last tokens see most: they begin.
+            for (long at = (step.parts[number].count - 1) / size * size; at >= 0; at -= size, task++)
                 if (task == taken) {
-                    many(run, own, number, at, k);
+                    many(run, own, number, at, size, k);
                     taken = run.team.next();
                 }
     run.team.barrier();
@@ -108,13 +116,13 @@ void Attend::join(Run& run, long head, long runs) const {
     }
 }
 
-// A tile of a part's tokens, from `at` on.
-void Attend::many(Run& run, Own& own, int number, long at, long k) const {
+// `size` tokens of a part, from `at` on.
+void Attend::many(Run& run, Own& own, int number, long at, long size, long k) const {
     const Part& part = run.step.parts[number];
     const Pool& pool = run.step.pools[spec_.pool];
     long group = spec_.H / spec_.K, E = spec_.E, width = (spec_.H + 2 * spec_.K) * E, row = part.row + at;
     Queries queries{run.buffer(spec_.buffer) + row * width + k * group * E,
-                    std::min(tile(), part.count - at),
+                    std::min(size, part.count - at),
                     width,
                     pool.firsts.data() + row,
                     pool.lasts.data() + row,

@@ -10,16 +10,26 @@ namespace PARAGONE_LEVEL {
 PARAGONE_INLINE void finish(const Out& to, long m, long n, long count, const float* out) {
     float* y = to.y + m * to.stride + n;
     const float* bias = to.bias ? to.bias + n : nullptr;
-    long i = 0, whole = count - count % W;
-    if (!bias && !to.add)
-        for (; i < whole; i += W) store(y + i, load(out + i));
-    for (; i < whole; i += W) {
-        VF v = load(out + i);
-        if (bias) v += load(bias + i);
-        if (to.add) v += load(y + i);
-        store(y + i, v);
+    for (long i = 0; i < count; i++) y[i] = out[i] + (bias ? bias[i] : 0.0f) + (to.add ? y[i] : 0.0f);
+}
+
+// The same of N registers, of which the last ones need not be needed.
+template <int N> PARAGONE_INLINE void finish(const Out& to, long m, long n, long count, const VF (&out)[N]) {
+    if (count < N * W) {
+        float all[N * W];
+        for (int i = 0; i < N; i++) store(all + i * W, out[i]);
+        finish(to, m, n, count, all);
+        return;
     }
-    for (; i < count; i++) y[i] = out[i] + (bias ? bias[i] : 0.0f) + (to.add ? y[i] : 0.0f);
+    float* y = to.y + m * to.stride + n;
+    const float* bias = to.bias ? to.bias + n : nullptr;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) {
+        VF v = out[i];
+        if (bias) v += load(bias + i * W);
+        if (to.add) v += load(y + i * W);
+        store(y + i * W, v);
+    }
 }
 
 }  // namespace PARAGONE_LEVEL

@@ -11,10 +11,11 @@
 namespace PARAGONE_LEVEL {
 
 constexpr long TILE_SLOTS = 128;
+constexpr long ROWS_AT_ONCE = 96;  // queries whose scores with a tile are made at once, and stay in a near cache
 
 // What the work on `rows` queries of width E needs, one after the other.
 struct Room {
-    Word *queries, *panels, *weights;
+    Word *queries, *keys, *values, *weights;
     uint16_t* numbers;
     float *scores, *sums, *largest, *totals;
 
@@ -26,10 +27,11 @@ struct Room {
         };
         long wide = (E + PANEL - 1) / PANEL * PANEL;
         take(room->queries, rows * words_of(E));
-        take(room->panels, std::max(TILE_SLOTS * words_of(E), words_of(TILE_SLOTS) * wide));
-        take(room->weights, rows * words_of(TILE_SLOTS));
+        take(room->keys, TILE_SLOTS * words_of(E));
+        take(room->values, words_of(TILE_SLOTS) * wide);
+        take(room->weights, ROWS_AT_ONCE * words_of(TILE_SLOTS));
         take(room->numbers, (TILE_SLOTS + 1) * E);
-        take(room->scores, rows * TILE_SLOTS);
+        take(room->scores, ROWS_AT_ONCE * TILE_SLOTS);
         take(room->sums, rows * E);
         take(room->largest, rows);
         take(room->totals, rows);
@@ -79,22 +81,42 @@ static void value_panels(const uint16_t* const* rows, long count, long E, Word* 
     }
 }
 
+// e^(x - top), to the precision that a word of weights keeps; zero where x is -infinity.
+PARAGONE_INLINE VF weight_of(VF x, VF top) {
+#if defined(__AVX512BF16__)
+    // 2^t as 2^n 2^f, n whole and f in [-1/2, 1/2]: five terms, fitted to the least relative error of 3e-6.
+    // What would be no normal number is zero.
+    __m512 t = (__m512)((x - top) * 1.44269504088896341f);
+    __mmask16 normal = _mm512_cmp_ps_mask(t, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
+    __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    VF f = (VF)t - (VF)n;
+    VF y = f * 0.0095701f + 0.05591786f;
+    y = y * f + 0.24024745f;
+    y = y * f + 0.69312181f;
+    y = y * f + 0.99999926f;
+    return (VF)_mm512_maskz_scalef_ps(normal, (__m512)y, n);
+#else
+    return exp(x - top);
+#endif
+}
+
 // Scores of one query with a tile that begins at slot `at`, of which it sees [from, upto), become weights; the
 // query's sums so far are scaled to the new largest score.
 static void weigh(float* scores, long at, long from, long upto, Scoring scoring, const float* bias, float* largest,
-                  float* total, float* sums, long E) {
+                  float* total, float* sums, long E, Word* weights) {
     if (scoring.softcap > 0) soften(scores, TILE_SLOTS, scoring.softcap);
     if (bias)
         for (long s = from; s < upto; s++) scores[s] += bias[at + s];
     for (long s = 0; s < from; s++) scores[s] = -__builtin_inff();
     for (long s = upto; s < TILE_SLOTS; s++) scores[s] = -__builtin_inff();
-    VF tops = splat(*largest);
-    for (long s = 0; s < TILE_SLOTS; s += W) tops = larger(tops, load(scores + s));
-    float top = largest_of(tops);
+    VF tops = load(scores);
+    for (long s = W; s < TILE_SLOTS; s += W) tops = larger(tops, load(scores + s));
+    float top = std::max(*largest, largest_of(tops));
     VF added = {};
     for (long s = 0; s < TILE_SLOTS; s += W) {
-        VF p = exp(load(scores + s) - top);
-        store(scores + s, p);
+        VF p = weight_of(load(scores + s), splat(top));
+        if constexpr (PAIRS) store((uint16_t*)weights + s, p);
+        else store((float*)weights + s, p);
         added += p;
     }
     if (top > *largest) {
@@ -104,6 +126,33 @@ static void weigh(float* scores, long at, long from, long upto, Scoring scoring,
         *largest = top;
     }
     *total += sum(added);
+}
+
+// Rows [first, first + rows) of the queries, at most ROWS_AT_ONCE, with a tile of which keys and values are in panels.
+static void attend_block(const Queries& queries, long group, long first, long rows, long at, long E, Scoring scoring,
+                         const Room& room) {
+    long words = words_of(E), slot_words = words_of(TILE_SLOTS);
+    Out scores{room.scores, TILE_SLOTS, nullptr, false};
+    for (long s = 0; s < TILE_SLOTS; s += PANEL_ROWS)
+        panels_by_tokens<TILE_PANELS>(room.keys + s * words, PANEL * words, words, room.queries + first * words, words,
+                                      rows, scores, s, PANEL_ROWS);
+    for (long i = 0; i < rows; i++) {
+        long r = first + i, t = r / group, from = std::clamp<long>(queries.firsts[t] - at, 0, TILE_SLOTS);
+        long upto = std::clamp<long>(queries.lasts[t] - at, 0, TILE_SLOTS);
+        const float* bias = scoring.bias ? scoring.bias + r % group * scoring.stride : nullptr;
+        Word* weights = room.weights + i * slot_words;
+        if (from < upto)
+            weigh(room.scores + i * TILE_SLOTS, at, from, upto, scoring, bias, room.largest + r, room.totals + r,
+                  room.sums + r * E, E, weights);
+        else
+            std::fill(weights, weights + slot_words, 0);
+    }
+    Out sums{room.sums + first * E, E, nullptr, true};
+    for (long e = 0; e < E; e += PANEL_ROWS) {
+        auto run = E - e > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
+        run(room.values + e * slot_words, PANEL * slot_words, slot_words, room.weights, slot_words, rows, sums, e,
+            std::min(PANEL_ROWS, E - e));
+    }
 }
 
 static void attend_many(const Queries& queries, long group, const Slots& slots, long E, Scoring scoring,
@@ -126,41 +175,19 @@ static void attend_many(const Queries& queries, long group, const Slots& slots, 
     for (long at = lowest / TILE_SLOTS * TILE_SLOTS; at < highest; at += TILE_SLOTS) {
         long begin = std::max<long>(lowest - at, 0), count = std::min(TILE_SLOTS, highest - at);
         const uint16_t *keys[TILE_SLOTS] = {}, *values[TILE_SLOTS] = {};
+        for (long s = 0; s < count; s++)
+            keys[s] = s < begin ? nothing : slot_numbers(slots.keys, slots, at + s, E, room.numbers + s * E);
+        for (long s = 0; s < TILE_SLOTS; s += PANEL)
+            panel_of_rows(keys + s, std::clamp<long>(count - s, 0, PANEL), E, room.keys + s * words);
+        for (long s = 0; s < count; s++)
+            values[s] = s < begin ? nothing : slot_numbers(slots.values, slots, at + s, E, room.numbers + s * E);
+        value_panels(values, count, E, room.values);
         // Queries that see nothing of this tile lie at one end: those of a window before, the earliest behind.
         long first = 0, last = queries.tokens;
         while (queries.lasts[first] <= at) first++;
         while (queries.firsts[last - 1] >= at + TILE_SLOTS) last--;
-        for (long s = 0; s < count; s++)
-            keys[s] = s < begin ? nothing : slot_numbers(slots.keys, slots, at + s, E, room.numbers + s * E);
-        for (long s = 0; s < TILE_SLOTS; s += PANEL)
-            panel_of_rows(keys + s, std::clamp<long>(count - s, 0, PANEL), E, room.panels + s * words);
-        long r = first * group, here = (last - first) * group;
-        Out out{room.scores + r * TILE_SLOTS, TILE_SLOTS, nullptr, false};
-        for (long s = 0; s < TILE_SLOTS; s += PANEL_ROWS)
-            panels_by_tokens<TILE_PANELS>(room.panels + s * words, PANEL * words, words, room.queries + r * words, words,
-                                          here, out, s, PANEL_ROWS);
-        for (; r < last * group; r++) {
-            long t = r / group, from = std::clamp<long>(queries.firsts[t] - at, 0, TILE_SLOTS);
-            long upto = std::clamp<long>(queries.lasts[t] - at, 0, TILE_SLOTS);
-            float* scores = room.scores + r * TILE_SLOTS;
-            const float* bias = scoring.bias ? scoring.bias + r % group * scoring.stride : nullptr;
-            if (from < upto)
-                weigh(scores, at, from, upto, scoring, bias, room.largest + r, room.totals + r, room.sums + r * E, E);
-            else
-                std::fill(scores, scores + TILE_SLOTS, 0.0f);
-            to_words(scores, TILE_SLOTS, room.weights + r * words_of(TILE_SLOTS));
-        }
-        for (long s = 0; s < count; s++)
-            values[s] = s < begin ? nothing : slot_numbers(slots.values, slots, at + s, E, room.numbers + s * E);
-        value_panels(values, count, E, room.panels);
-        r = first * group;
-        Out sums{room.sums + r * E, E, nullptr, true};
-        long slot_words = words_of(TILE_SLOTS);
-        for (long e = 0; e < E; e += PANEL_ROWS) {
-            auto run = E - e > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
-            run(room.panels + e * slot_words, PANEL * slot_words, slot_words, room.weights + r * slot_words, slot_words,
-                here, sums, e, std::min(PANEL_ROWS, E - e));
-        }
+        for (long r = first * group; r < last * group; r += ROWS_AT_ONCE)
+            attend_block(queries, group, r, std::min(ROWS_AT_ONCE, last * group - r), at, E, scoring, room);
     }
     for (long r = 0; r < rows; r++) {
         float inverse = 1.0f / room.totals[r];

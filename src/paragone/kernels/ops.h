@@ -133,8 +133,8 @@ class Attend : public Op {
   private:
     void single(Run& run, Own& own, long task, long runs) const;
     void join(Run& run, long head, long runs) const;
-    void many(Run& run, Own& own, int part, long at, long k) const;
-    long tile() const;                // tokens that are one task of a longer part
+    void many(Run& run, Own& own, int part, long at, long size, long k) const;
+    long tile(const Run& run) const;  // tokens that are one task of a longer part
     long runs(const Run& run) const;  // of slots, of the single token that sees most
     Slots slots(const Run& run, long number, long k) const;
     Scoring scoring(const Run& run, long k) const;

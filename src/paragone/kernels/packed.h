@@ -12,8 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "table.h"
-#include "vec.h"
+#include "finish.h"
 
 namespace PARAGONE_LEVEL {
 
@@ -58,89 +57,100 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
         }
         float totals[4];
         sum4(sums[0], sums[1], sums[2], sums[3], totals);
-        for (int quarter = 0; quarter < 4; quarter++) {
-            to->totals[quarter] = to->scales[quarter / 2] * totals[quarter];
-            to->start8[quarter] = -8 * (int32_t)totals[quarter];
-            to->start128[quarter] = -128 * (int32_t)totals[quarter];
+        for (int half = 0; half < 2; half++) {
+            float first = totals[2 * half], whole = first + totals[2 * half + 1];
+            to->totals[2 * half] = to->scales[half] * first;
+            to->totals[2 * half + 1] = to->scales[half] * whole;
+            to->start8[2 * half] = -8 * (int32_t)first;
+            to->start8[2 * half + 1] = -8 * (int32_t)whole;
+            to->start128[2 * half] = -128 * (int32_t)first;
+            to->start128[2 * half + 1] = -128 * (int32_t)whole;
         }
     }
 }
 
-// The codes, scales and minima of half a block of a panel.
-template <int BITS, bool MINIMUM, bool FINE> struct Half {
-    static constexpr int SCALES = FINE ? 2 : 1;
-    VI codes[QUADS][V];
-    VF scales[SCALES][V], minima[SCALES][V];
+// What P panels, `stride` bytes apart, have of a quarter of a block, which is at most what one scale is for.
+template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
+    static constexpr long SCALES = FINE ? 2 : 1;  // of a half
+    VI codes[4][P * V];
+    VF scales[P * V], minima[P * V];
 
-    PARAGONE_MEMBER void fetch(const uint8_t* block, int half) {
-        for (int v = 0; v < V; v++)
-            if constexpr (BITS == 4)
-                for (int i = 0; i < 4; i++) {
-                    VI both = load_words(block + (half * 4 + i) * 64 + v * W * 4);
-                    codes[i][v] = both & 0x0f0f0f0f;
-                    codes[i + 4][v] = (VI)((VU)both >> 4) & 0x0f0f0f0f;
+    PARAGONE_MEMBER void fetch(const uint8_t* panel, long stride, int half, int quarter) {
+#pragma GCC unroll 8
+        for (int q = 0; q < P * V; q++) {
+            const uint8_t* block = panel + q / V * stride;
+            long lanes = q % V * W;
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                if constexpr (BITS == 4) {
+                    VI both = load_words(block + (half * 4 + i) * 64 + lanes * 4);
+                    codes[i][q] = (quarter ? (VI)((VU)both >> 4) : both) & 0x0f0f0f0f;
+                } else {
+                    codes[i][q] = load_words(block + (half * 8 + quarter * 4 + i) * 64 + lanes * 4);
                 }
-            else
-                for (int i = 0; i < QUADS; i++) codes[i][v] = load_words(block + (half * 8 + i) * 64 + v * W * 4);
-        const uint16_t* at = (const uint16_t*)(block + BLOCK * PANEL * BITS / 8) + half * SCALES * PANEL;
-        for (int s = 0; s < SCALES; s++)
-            for (int v = 0; v < V; v++) {
-                scales[s][v] = load_half(at + s * PANEL + v * W);
-                if constexpr (MINIMUM) minima[s][v] = load_half(at + (s + 2 * SCALES) * PANEL + v * W);
-            }
-    }
-
-    // Adds what it gives with half a block of a token, whose codes are words, each in all lanes.
-    PARAGONE_MEMBER void add(VF (&sums)[V], const Quantised& x, int half, const VI (&words)[QUADS]) const {
-        const int32_t* start = (BITS == 4 ? x.start8 : x.start128) + 2 * half;
-        const float *totals = x.totals + 2 * half, scale = x.scales[half];
-        for (int v = 0; v < V; v++) {
-            VI first = {}, second = {};
-            if constexpr (BITS == 8 || !MINIMUM) {
-                first = splat_word(start);
-                second = splat_word(start + 1);
-            }
-            for (int i = 0; i < 4; i++) {
-                first = dot_quads(first, codes[i][v], words[i]);
-                second = dot_quads(second, codes[i + 4][v], words[i + 4]);
-            }
-            if constexpr (FINE) {
-                sums[v] += __builtin_convertvector(first, VF) * (scales[0][v] * scale);
-                sums[v] += __builtin_convertvector(second, VF) * (scales[1][v] * scale);
-                if constexpr (MINIMUM) sums[v] += minima[0][v] * totals[0];
-                if constexpr (MINIMUM) sums[v] += minima[1][v] * totals[1];
-            } else {
-                sums[v] += __builtin_convertvector(first + second, VF) * (scales[0][v] * scale);
-                if constexpr (MINIMUM) sums[v] += minima[0][v] * (totals[0] + totals[1]);
-            }
+            const uint16_t* at = (const uint16_t*)(block + BLOCK * PANEL * BITS / 8) + lanes;
+            long scale = half * SCALES + (FINE ? quarter : 0);
+            scales[q] = load_half(at + scale * PANEL);
+            if constexpr (MINIMUM) minima[q] = load_half(at + (scale + 2 * SCALES) * PANEL);
         }
     }
 };
 
-// P panels, `stride` bytes apart, by M tokens, the first that see them or not: later ones find them in a near cache.
+// Panels [p, p + P) by tokens [m, m + M), the first that see them or not: later ones find them in a near cache.
 template <int BITS, bool MINIMUM, bool FINE, int P, int M>
-static void panels_tile(const uint8_t* panel, long stride, long blocks, const Quantised* x, float unit, bool is_first,
-                        float (&out)[M][P * PANEL]) {
+static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to) {
     constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
-    VF sums[M][P][V] = {};
-    for (long b = 0; b < blocks; b++, panel += SIZE) {
-        if (is_first)
-            for (int p = 0; p < P; p++)
-                for (long i = 0; i < SIZE; i += 64) __builtin_prefetch(panel + p * stride + AHEAD + i);
+    constexpr bool CENTERED = BITS == 8 || !MINIMUM;
+    long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = blocks * SIZE;
+    const uint8_t* panel = weight.panels + p * stride;
+    x += m * blocks;
+    VF sums[M][P * V] = {};
+    for (long b = 0; b < blocks; b++, panel += SIZE, x++) {
+        if (m == 0)
+            for (int i = 0; i < P; i++)
+                for (long byte = 0; byte < SIZE; byte += 64) __builtin_prefetch(panel + i * stride + AHEAD + byte);
         for (int half = 0; half < 2; half++) {
-            Half<BITS, MINIMUM, FINE> w[P];
-            for (int p = 0; p < P; p++) w[p].fetch(panel + p * stride, half);
-            for (int m = 0; m < M; m++) {
-                const Quantised& token = x[m * blocks + b];
-                VI words[QUADS];
-                for (int i = 0; i < QUADS; i++) words[i] = splat_word(token.codes + half * 32 + 4 * i);
-                for (int p = 0; p < P; p++) w[p].add(sums[m][p], token, half, words);
+            VI whole[M][P * V];
+#pragma GCC unroll 2
+            for (int quarter = 0; quarter < 2; quarter++) {
+                Quarter<BITS, MINIMUM, FINE, P> w;
+                w.fetch(panel, stride, half, quarter);
+#pragma GCC unroll 8
+                for (int i = 0; i < M; i++) {
+                    const Quantised& token = x[i * blocks];
+                    if (FINE || quarter == 0) {
+                        // Codes less their center, times x: what the center gives is where the sum begins.
+                        const int32_t* start = (BITS == 4 ? token.start8 : token.start128) + 2 * half;
+                        VI begin = {};
+                        if constexpr (CENTERED) begin = splat_word(start + (FINE ? 0 : 1));
+                        if (CENTERED && quarter == 1) begin = splat_word(start + 1) - begin;
+#pragma GCC unroll 8
+                        for (int q = 0; q < P * V; q++) whole[i][q] = begin;
+                    }
+#pragma GCC unroll 4
+                    for (int quad = 0; quad < 4; quad++) {
+                        VI four = splat_word(token.codes + half * 32 + quarter * 16 + 4 * quad);
+#pragma GCC unroll 8
+                        for (int q = 0; q < P * V; q++) whole[i][q] = dot_quads(whole[i][q], w.codes[quad][q], four);
+                    }
+                    if (!FINE && quarter == 0) continue;
+                    const float* totals = token.totals + 2 * half;
+                    float total = FINE ? quarter ? totals[1] - totals[0] : totals[0] : totals[1];
+#pragma GCC unroll 8
+                    for (int q = 0; q < P * V; q++) {
+                        sums[i][q] += __builtin_convertvector(whole[i][q], VF) * (w.scales[q] * token.scales[half]);
+                        if constexpr (MINIMUM) sums[i][q] += w.minima[q] * total;
+                    }
+                }
             }
         }
     }
-    for (int m = 0; m < M; m++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) store(out[m] + p * PANEL + v * W, sums[m][p][v] * unit);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++) {
+#pragma GCC unroll 8
+        for (int q = 0; q < P * V; q++) sums[i][q] *= weight.unit;
+        finish(to, m + i, p * PANEL, std::min(P * PANEL, weight.rows - p * PANEL), sums[i]);
+    }
 }
 
 constexpr int TILE = 4;                         // tokens
@@ -148,26 +158,19 @@ constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums and codes a
 
 template <int BITS, bool MINIMUM, bool FINE>
 static void panels_times(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
-    long blocks = (w.D + BLOCK - 1) / BLOCK, size = blocks * block_bytes(BITS, MINIMUM, FINE);
-    auto tile = [&]<int P, int COUNT>(long p, long m) {
-        float out[COUNT][P * PANEL];
-        panels_tile<BITS, MINIMUM, FINE, P, COUNT>(w.panels + p * size, size, blocks, x + m * blocks, w.unit, m == 0,
-                                                   out);
-        for (int i = 0; i < COUNT; i++) finish(to, m + i, p * PANEL, std::min(P * PANEL, w.rows - p * PANEL), out[i]);
+    auto tokens = [&]<int P>(long p) {
+        long m = 0;
+        for (; m + TILE <= M; m += TILE) panels_tile<BITS, MINIMUM, FINE, P, TILE>(w, p, x, m, to);
+        if (m + 2 <= M) {
+            panels_tile<BITS, MINIMUM, FINE, P, 2>(w, p, x, m, to);
+            m += 2;
+        }
+        if (m < M) panels_tile<BITS, MINIMUM, FINE, P, 1>(w, p, x, m, to);
     };
-    auto some = [&]<int COUNT>(long m) {
-        long p = first;
-        if constexpr (COUNT == TILE)
-            for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) tile.template operator()<TILE_WIDTH, COUNT>(p, m);
-        for (; p < last; p++) tile.template operator()<1, COUNT>(p, m);
-    };
-    long m = 0;
-    for (; m + TILE <= M; m += TILE) some.template operator()<TILE>(m);
-    if (m + 2 <= M) {
-        some.template operator()<2>(m);
-        m += 2;
-    }
-    if (m < M) some.template operator()<1>(m);
+    long p = first;
+    if (M >= TILE)
+        for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) tokens.template operator()<TILE_WIDTH>(p);
+    for (; p < last; p++) tokens.template operator()<1>(p);
 }
 
 // Panels [first, last) of the weight by M tokens.

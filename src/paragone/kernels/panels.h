@@ -69,30 +69,30 @@ static void panel_of_rows(const uint16_t* const* rows, long count, long D, Word*
         }
 }
 
-// P panels, `stride` words apart, by M tokens: sums of `words` words.
+// P panels, `stride` words apart, by M tokens: outputs [first, first + count) of tokens from m on.
 template <int P, int M>
-PARAGONE_INLINE void tile(const Word* panel, long stride, long words, const Word* x, long x_stride,
-                          float (&out)[M][P * PANEL]) {
-    VF sums[M][P][V] = {};
+static void tile(const Word* panel, long stride, long words, const Word* x, long x_stride, const Out& to, long m,
+                 long first, long count) {
+    VF sums[M][P * V] = {};
     for (long j = 0; j < words; j++) {
-        VI w[P][V];
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) w[p][v] = load_words(panel + p * stride + j * PANEL + v * W);
-        for (int m = 0; m < M; m++) {
-            VI both = splat_word(x + m * x_stride + j);
-            for (int p = 0; p < P; p++)
-                for (int v = 0; v < V; v++) {
+        VI w[P * V];
+#pragma GCC unroll 8
+        for (int v = 0; v < P * V; v++) w[v] = load_words(panel + v / V * stride + j * PANEL + v % V * W);
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) {
+            VI both = splat_word(x + i * x_stride + j);
+#pragma GCC unroll 8
+            for (int v = 0; v < P * V; v++) {
 #if defined(__AVX512BF16__)
-                    sums[m][p][v] = dot_pairs(sums[m][p][v], w[p][v], both);
+                sums[i][v] = dot_pairs(sums[i][v], w[v], both);
 #else
-                    sums[m][p][v] += (VF)w[p][v] * (VF)both;
+                sums[i][v] += (VF)w[v] * (VF)both;
 #endif
-                }
+            }
         }
     }
-    for (int m = 0; m < M; m++)
-        for (int p = 0; p < P; p++)
-            for (int v = 0; v < V; v++) store(out[m] + p * PANEL + v * W, sums[m][p][v]);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++) finish(to, m + i, first, count, sums[i]);
 }
 
 // Rows [first, first + count) of the outputs, P panels of them, by M tokens.
@@ -100,9 +100,7 @@ template <int P>
 static void panels_by_tokens(const Word* panels, long stride, long words, const Word* x, long x_stride, long M,
                              const Out& to, long first, long count) {
     auto some = [&]<int COUNT>(long m) {
-        float out[COUNT][P * PANEL];
-        tile<P, COUNT>(panels, stride, words, x + m * x_stride, x_stride, out);
-        for (int i = 0; i < COUNT; i++) finish(to, m + i, first, count, out[i]);
+        tile<P, COUNT>(panels, stride, words, x + m * x_stride, x_stride, to, m, first, count);
     };
     long m = 0;
     for (; m + TILE_TOKENS <= M; m += TILE_TOKENS) some.template operator()<TILE_TOKENS>(m);

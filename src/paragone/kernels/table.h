@@ -25,8 +25,9 @@ struct Packed {
     float unit;
 };
 
-// Sixty-four activations of a token in eight bits: x = scale * code, a scale for every 32; for every 16, the sum of
-// the codes times their scale, times -8 and times -128. Tokens are runs of such blocks, D padded with zeros.
+// Sixty-four activations of a token in eight bits: x = scale * code, a scale for every 32; of the first 16 of them and
+// of all, the sum of the codes times their scale, times -8 and times -128. Tokens are runs of such blocks, D padded
+// with zeros.
 struct alignas(64) Quantised {
     int8_t codes[64];
     float scales[2], totals[4];

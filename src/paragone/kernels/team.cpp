@@ -1,7 +1,11 @@
 #include "team.h"
 
 #include <algorithm>
+#include <chrono>
 
+#if defined(__linux__)
+#include <sys/resource.h>
+#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
@@ -9,7 +13,7 @@
 namespace {
 
 constexpr int SPINS = 50000;  // about a millisecond: what Python does between two steps
-constexpr int MOST_STALLS = 4;  // of a run that count as chance
+constexpr int LOST = 8;  // a run is contended where more than this part of its members' time was spent waiting
 constexpr int SHORTEST_PAUSE = 8, LONGEST_PAUSE = 256;  // runs
 constexpr int PATIENCE = 2000;  // then somebody else has the processor of those that are waited for: theirs is this one
 
@@ -18,6 +22,25 @@ inline void relax() {
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
+#endif
+}
+
+long now() {
+    auto time = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(time).count();
+}
+
+// How often somebody else got the processor of this thread, which did not want to give it, since it last asked.
+int preemptions() {
+#if defined(__linux__)
+    thread_local long before = 0;
+    rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    int since = (int)(usage.ru_nivcsw - before);
+    before = usage.ru_nivcsw;
+    return since;
+#else
+    return 1;  // it may be
 #endif
 }
 
@@ -44,9 +67,9 @@ Team& Team::shared() {
 
 // How many members a run gets of those that it asks for. Where others want the processors too, members wait for
 // members that do not run, and fewer of them are faster: half of them, for a while that doubles as long as it helps
-// nothing to try again.
+// nothing to try again. Members that merely wait for one with a longer task are not meant.
 int Team::members(int size) {
-    if (stalls_.exchange(0, std::memory_order_relaxed) > MOST_STALLS) {
+    if (preempted_ > 0 && waited_ > lasted_ * size_ / LOST) {
         pause_ = std::min(LONGEST_PAUSE, std::max(SHORTEST_PAUSE, 2 * pause_));
         paused_ = pause_;
     } else if (paused_ > 0) {
@@ -54,6 +77,7 @@ int Team::members(int size) {
     } else {
         pause_ = 0;
     }
+    waited_ = preempted_ = 0;
     return paused_ > 0 ? std::max(1, size / 2) : size;
 }
 
@@ -71,12 +95,15 @@ void Team::run(int size, const std::function<void(int)>& work) {
     size_ = size;
     taken_.store(0, std::memory_order_relaxed);
     left_.store((int)threads_.size(), std::memory_order_relaxed);
+    long begin = now();
     runs_.fetch_add(1, std::memory_order_release);
     runs_.notify_all();
     work(0);
+    preempted_.fetch_add(preemptions(), std::memory_order_relaxed);
     for (int left, spin = 0; (left = left_.load(std::memory_order_acquire)); spin++)
         if (spin < PATIENCE) relax();
         else left_.wait(left, std::memory_order_acquire);
+    lasted_ = now() - begin;
 }
 
 void Team::grow(int size) {
@@ -91,7 +118,10 @@ void Team::member(int number, uint32_t seen) {
         for (int spin = 0; runs_.load(std::memory_order_acquire) == seen && spin < SPINS; spin++) relax();
         runs_.wait(seen, std::memory_order_acquire);
         seen = runs_.load(std::memory_order_acquire);
-        if (number < size_) (*work_)(number);
+        if (number < size_) {
+            (*work_)(number);
+            preempted_.fetch_add(preemptions(), std::memory_order_relaxed);
+        }
         if (left_.fetch_sub(1, std::memory_order_release) == 1) left_.notify_one();
     }
 }
@@ -109,11 +139,11 @@ void Team::barrier() {
         phase_.notify_all();
         return;
     }
-    for (int spin = 0; phase_.load(std::memory_order_acquire) == phase; spin++)
-        if (spin < PATIENCE) {
-            relax();
-        } else {
-            stalls_.fetch_add(1, std::memory_order_relaxed);
-            phase_.wait(phase, std::memory_order_acquire);
-        }
+    for (int spin = 0; spin < PATIENCE; spin++) {
+        if (phase_.load(std::memory_order_acquire) != phase) return;
+        relax();
+    }
+    long begin = now();
+    phase_.wait(phase, std::memory_order_acquire);
+    waited_.fetch_add(now() - begin, std::memory_order_relaxed);
 }

@@ -37,7 +37,11 @@ class Team {
     const std::function<void(int)>* work_ = nullptr;
     int size_ = 1;
     int pause_ = 0, paused_ = 0;  // runs with fewer members: of a pause, and left of this one
-    std::atomic<int> stalls_{0};  // waits of the last run that were too long to spin
+    // Of the last run of several members: nanoseconds that it lasted, those that its members waited for each other
+    // asleep, and how often one was preempted.
+    long lasted_ = 0;
+    std::atomic<long> waited_{0};
+    std::atomic<int> preempted_{0};
     alignas(64) std::atomic<uint32_t> runs_{0};
     alignas(64) std::atomic<int> left_{0};
     alignas(64) std::atomic<int> arrived_{0};

@@ -195,9 +195,16 @@ PARAGONE_INLINE VF dot_pairs(VF sum, VI w, VI x) {
 #endif
 }
 
-PARAGONE_INLINE VF select(VI mask, VF a, VF b) { return (VF)(((VI)a & mask) | ((VI)b & ~mask)); }
-
-PARAGONE_INLINE VF larger(VF a, VF b) { return select((VI)(a > b), a, b); }
+// b where one of the two is not a number.
+PARAGONE_INLINE VF larger(VF a, VF b) {
+#if PARAGONE_LANES == 16  // compilers make three instructions of what is one
+    return (VF)_mm512_max_ps((__m512)a, (__m512)b);
+#elif PARAGONE_LANES == 8
+    return (VF)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 PARAGONE_INLINE float sum(VF v) {
 #if PARAGONE_LANES == 16
@@ -264,7 +271,6 @@ PARAGONE_INLINE void sum4(VF a, VF b, VF c, VF d, float* out) {
 // (Cephes, expf). Below -87 it is zero, above 88 it is clamped; what is not a number stays so.
 PARAGONE_INLINE VF exp(VF x) {
     VF given = x;
-    VI tiny = (VI)(x < -87.0f);
     x = larger(x, splat(-87.0f));
     x = -larger(-x, splat(-88.0f));
     VF shifted = x * 1.44269504088896341f + WHOLE;
@@ -279,7 +285,8 @@ PARAGONE_INLINE VF exp(VF x) {
     y = y * x + 5.0000001201e-1f;
     y = y * x * x + x + 1.0f;
     VF power = (VF)((k + 127) << 23);
-    return select((VI)(given != given), given, select(tiny, VF{}, y * power));
+    y = given < -87.0f ? VF{} : y * power;
+    return given != given ? given : y;
 }
 
 PARAGONE_INLINE VF tanh(VF x) { return 1.0f - 2.0f / (exp(x * 2.0f) + 1.0f); }
