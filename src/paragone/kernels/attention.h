@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "table.h"
 #include "vec.h"
@@ -48,33 +49,37 @@ PARAGONE_INLINE void dots(const float* q, const T* const (&keys)[N], long E, flo
     VF sums[G][N] = {};
     long e = 0;
     for (; e + W <= E; e += W)
+#pragma GCC unroll 4
         for (int n = 0; n < N; n++) {
             VF key = load(keys[n] + e);
+#pragma GCC unroll 4
             for (int g = 0; g < G; g++) sums[g][n] += load(q + g * E + e) * key;
         }
-    for (int g = 0; g < G; g++) {
-        float totals[SLOTS];
-        if constexpr (N == SLOTS) sum4(sums[g][0], sums[g][1], sums[g][2], sums[g][3], totals);
-        else totals[0] = sum(sums[g][0]);
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++)
+        if constexpr (N == SLOTS) sum4(sums[g][0], sums[g][1], sums[g][2], sums[g][3], scores + g * stride);
+        else scores[g * stride] = sum(sums[g][0]);
+    if (e == E && std::is_same_v<T, uint16_t>) return;
+    for (int g = 0; g < G; g++)
         for (int n = 0; n < N; n++) {
-            for (long i = e; i < E; i++) totals[n] += q[g * E + i] * number(keys[n] + i);
-            scores[g * stride + n] = totals[n] * scale_of(keys[n], E);
+            float rest = 0;
+            for (long i = e; i < E; i++) rest += q[g * E + i] * number(keys[n] + i);
+            scores[g * stride + n] = (scores[g * stride + n] + rest) * scale_of(keys[n], E);
         }
-    }
 }
 
 template <class T, int G>
-static void scores_of(const float* q, const Slots& slots, long first, long S, long E, float* scores) {
+static void scores_of(const float* q, const Slots& slots, long first, long S, long E, float* scores, long stride) {
     for (long s = 0; s < S;) {
         Run<T> run = run_at<T>(slots.keys, slots, first + s, S - s);
         long i = 0;
         for (; i + SLOTS <= run.count; i += SLOTS) {
             const T* keys[SLOTS] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
-            dots<T, G, SLOTS>(q, keys, E, scores + s + i, S);
+            dots<T, G, SLOTS>(q, keys, E, scores + s + i, stride);
         }
         for (; i < run.count; i++) {
             const T* keys[1] = {run[i]};
-            dots<T, G, 1>(q, keys, E, scores + s + i, S);
+            dots<T, G, 1>(q, keys, E, scores + s + i, stride);
         }
         s += run.count;
     }
@@ -82,7 +87,7 @@ static void scores_of(const float* q, const Slots& slots, long first, long S, lo
 
 // Sums of N vectors of the values, from `e` on, weighted for G queries.
 template <class T, int G, int N>
-static void mix(const float* weights, const Slots& slots, long first, long S, long E, long e, float* out) {
+static void mix(const float* weights, long stride, const Slots& slots, long first, long S, long E, long e, float* out) {
     VF sums[G][N] = {};
     for (long s = 0; s < S;) {
         Run<T> run = run_at<T>(slots.values, slots, first + s, S - s);
@@ -91,64 +96,67 @@ static void mix(const float* weights, const Slots& slots, long first, long S, lo
             VF parts[N];
             for (int n = 0; n < N; n++) parts[n] = load(value + e + n * W);
             float scale = scale_of(value, E);
+#pragma GCC unroll 4
             for (int g = 0; g < G; g++) {
-                VF weight = splat(weights[g * S + s + i] * scale);
+                VF weight = splat(weights[g * stride + s + i] * scale);
+#pragma GCC unroll 4
                 for (int n = 0; n < N; n++) sums[g][n] += weight * parts[n];
             }
         }
         s += run.count;
     }
+#pragma GCC unroll 4
     for (int g = 0; g < G; g++)
+#pragma GCC unroll 4
         for (int n = 0; n < N; n++) store(out + g * E + e + n * W, sums[g][n]);
 }
 
 template <class T, int G>
-static void values_of(const float* weights, const Slots& slots, long first, long S, long E, float* out) {
+static void values_of(const float* weights, long stride, const Slots& slots, long first, long S, long E, float* out) {
     long e = 0;
-    for (; e + SLOTS * W <= E; e += SLOTS * W) mix<T, G, SLOTS>(weights, slots, first, S, E, e, out);
-    for (; e + W <= E; e += W) mix<T, G, 1>(weights, slots, first, S, E, e, out);
+    for (; e + SLOTS * W <= E; e += SLOTS * W) mix<T, G, SLOTS>(weights, stride, slots, first, S, E, e, out);
+    for (; e + W <= E; e += W) mix<T, G, 1>(weights, stride, slots, first, S, E, e, out);
     for (; e < E; e++)
         for (int g = 0; g < G; g++) {
             float total = 0;
             for (long s = 0; s < S; s++) {
                 const T* value = run_at<T>(slots.values, slots, first + s, 1)[0];
-                total += weights[g * S + s] * scale_of(value, E) * number(value + e);
+                total += weights[g * stride + s] * scale_of(value, E) * number(value + e);
             }
             out[g * E + e] = total;
         }
 }
 
-// Turns scores into e^(score - largest); returns their sum.
-static float weights_of(float* row, long S, float top) {
+// Turns `stride` scores into e^(score - top); returns their sum.
+static float weights_of(float* row, long stride, float top) {
     VF sums = {};
-    long s = 0;
-    for (; s + W <= S; s += W) {
+    for (long s = 0; s < stride; s += W) {
         VF p = exp(load(row + s) - top);
         store(row + s, p);
         sums += p;
     }
-    float rest = 0;
-    for (; s < S; s++) rest += row[s] = std::exp(row[s] - top);
-    return sum(sums) + rest;
+    return sum(sums);
 }
 
 template <class T, int G>
 static void attend_group(const float* q, const Slots& slots, long first, long S, long E, Scoring scoring,
                          float* scores, float* out, float* largest, float* total) {
-    scores_of<T, G>(q, slots, first, S, E, scores);
+    long stride = (S + W - 1) / W * W;
+    scores_of<T, G>(q, slots, first, S, E, scores, stride);
     for (int g = 0; g < G; g++) {
-        float* row = scores + g * S;
+        float* row = scores + g * stride;
         if (scoring.softcap > 0) soften(row, S, scoring.softcap);
         if (scoring.bias) {
             const float* bias = scoring.bias + g * scoring.stride + first;
             for (long s = 0; s < S; s++) row[s] += bias[s];
         }
-        float top = row[0];
-        for (long s = 1; s < S; s++) top = row[s] > top ? row[s] : top;
-        largest[g] = top;
-        total[g] = weights_of(row, S, top);
+        std::fill(row + S, row + stride, -__builtin_inff());
+        VF tops = load(row);
+        for (long s = W; s < stride; s += W) tops = larger(tops, load(row + s));
+        largest[g] = largest_of(tops);
+        total[g] = weights_of(row, stride, largest[g]);
     }
-    values_of<T, G>(scores, slots, first, S, E, out);
+    values_of<T, G>(scores, stride, slots, first, S, E, out);
 }
 
 template <class T>

@@ -27,12 +27,15 @@ PARAGONE_INLINE VI interleave(VI a, VI b, bool high) {
 
 // Turns W registers of W words: log2 W rounds of perfect shuffles.
 PARAGONE_INLINE void transpose(VI (&v)[W]) {
+#pragma GCC unroll 4
     for (long round = 1; round < W; round *= 2) {
         VI mixed[W];
+#pragma GCC unroll 8
         for (long i = 0; i < W / 2; i++) {
             mixed[2 * i] = interleave(v[i], v[i + W / 2], false);
             mixed[2 * i + 1] = interleave(v[i], v[i + W / 2], true);
         }
+#pragma GCC unroll 16
         for (long i = 0; i < W; i++) v[i] = mixed[i];
     }
 }
@@ -53,16 +56,18 @@ static void panel_of_rows(const uint16_t* const* rows, long count, long D, Word*
         for (long j = 0; j < words; j += W) {
             VI v[W];
             long d = j * NUMBERS, here = std::min(W, words - j);
+            if (r + W <= count && d + STEP_NUMBERS <= D) {
+#pragma GCC unroll 16
+                for (long i = 0; i < W; i++) v[i] = row_words(rows[r + i], d);
+                transpose(v);
+#pragma GCC unroll 16
+                for (long i = 0; i < W; i++) std::memcpy(panel + (j + i) * PANEL + r, &v[i], sizeof v[i]);
+                continue;
+            }
             for (long i = 0; i < W; i++) {
-                v[i] = VI{};
-                if (r + i >= count) continue;
-                if (d + STEP_NUMBERS <= D) {
-                    v[i] = row_words(rows[r + i], d);
-                } else {
-                    uint16_t tail[STEP_NUMBERS] = {};
-                    std::memcpy(tail, rows[r + i] + d, (D - d) * 2);
-                    v[i] = row_words(tail, 0);
-                }
+                uint16_t tail[STEP_NUMBERS] = {};
+                if (r + i < count) std::memcpy(tail, rows[r + i] + d, std::min(STEP_NUMBERS, D - d) * 2);
+                v[i] = row_words(tail, 0);
             }
             transpose(v);
             for (long i = 0; i < here; i++) std::memcpy(panel + (j + i) * PANEL + r, &v[i], sizeof v[i]);
@@ -95,11 +100,13 @@ static void tile(const Word* panel, long stride, long words, const Word* x, long
     for (int i = 0; i < M; i++) finish(to, m + i, first, count, sums[i]);
 }
 
-// Rows [first, first + count) of the outputs, P panels of them, by M tokens.
-template <int P>
+// Rows [first, first + count) of the outputs, P panels of them, by M tokens. `before` is called with the first token
+// of every tile.
+template <int P, class Before>
 static void panels_by_tokens(const Word* panels, long stride, long words, const Word* x, long x_stride, long M,
-                             const Out& to, long first, long count) {
+                             const Out& to, long first, long count, Before before) {
     auto some = [&]<int COUNT>(long m) {
+        before(m);
         tile<P, COUNT>(panels, stride, words, x + m * x_stride, x_stride, to, m, first, count);
     };
     long m = 0;
@@ -112,27 +119,49 @@ static void panels_by_tokens(const Word* panels, long stride, long words, const 
     for (; m < M; m++) some.template operator()<1>(m);
 }
 
+template <int P>
+static void panels_by_tokens(const Word* panels, long stride, long words, const Word* x, long x_stride, long M,
+                             const Out& to, long first, long count) {
+    panels_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count, [](long) {});
+}
+
+// Runs of a weight's numbers: rows [row, row + count), `words` words of each from word `from` on.
+struct RowRun {
+    long row, count, from, words;
+};
+
 static void panels_linear(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to,
                           Word* room) {
     long words = words_of(D);
-    for (long row = first; row < last; row += PANEL_ROWS) {
-        long count = std::min(PANEL_ROWS, last - row);
-        for (long from = 0; from < words; from += DEPTH) {
-            long here = std::min(DEPTH, words - from), d = from * NUMBERS;
-            for (long p = 0; p * PANEL < count; p++) {
-                const uint16_t* rows[PANEL];
-                long there = std::min(PANEL, count - p * PANEL);
-                for (long r = 0; r < there; r++) rows[r] = w + (row + p * PANEL + r) * D + d;
-                panel_of_rows(rows, there, std::min(D - d, here * NUMBERS), room + p * here * PANEL);
-            }
-            Out mine = to;
-            if (from) {
-                mine.add = true;
-                mine.bias = nullptr;
-            }
-            auto run = count > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
-            run(room, here * PANEL, here, x + from, words, M, mine, row, count);
+    auto run_at = [&](long row, long from) {
+        return RowRun{row, std::min(PANEL_ROWS, last - row), from, std::min(DEPTH, words - from)};
+    };
+    for (RowRun run = run_at(first, 0); run.count > 0;) {
+        RowRun next = run.from + DEPTH < words ? run_at(run.row, run.from + DEPTH) : run_at(run.row + PANEL_ROWS, 0);
+        long d = run.from * NUMBERS;
+        for (long p = 0; p * PANEL < run.count; p++) {
+            const uint16_t* rows[PANEL];
+            long there = std::min(PANEL, run.count - p * PANEL);
+            for (long r = 0; r < there; r++) rows[r] = w + (run.row + p * PANEL + r) * D + d;
+            panel_of_rows(rows, there, std::min(D - d, run.words * NUMBERS), room + p * run.words * PANEL);
         }
+        Out mine = to;
+        if (run.from) {
+            mine.add = true;
+            mine.bias = nullptr;
+        }
+        // The next run comes from memory while this one is multiplied: of its lines, a share before every tile.
+        long lines = run.words * NUMBERS * 2 / 64 + 1, all = next.count * lines, fetched = 0;
+        auto fetch = [&](long m) {
+            for (long upto = std::min(all, all * (m + TILE_TOKENS) / M); fetched < upto; fetched++)
+                __builtin_prefetch(w + (next.row + fetched / lines) * D + next.from * NUMBERS + fetched % lines * 32);
+        };
+        auto multiply = [&]<int P>() {
+            panels_by_tokens<P>(room, run.words * PANEL, run.words, x + run.from, words, M, mine, run.row, run.count,
+                                fetch);
+        };
+        run.count > PANEL ? multiply.template operator()<TILE_PANELS>() : multiply.template operator()<1>();
+        run = next;
     }
 }
 
