@@ -13,6 +13,7 @@ constexpr int SHARERS = PAIRS ? 6 : 4;      // tokens that share one reading of 
 // The sums of R vectors, added in the same order whatever R is.
 template <int R> PARAGONE_INLINE void sum_each(const VF (&v)[R], float (&out)[R]) {
     if constexpr (R % 4 == 0)
+#pragma GCC unroll 2
         for (int r = 0; r < R; r += 4) sum4(v[r], v[r + 1], v[r + 2], v[r + 3], out + r);
     else
         for (int r = 0; r < R; r++) {
@@ -27,16 +28,22 @@ template <int R, int M, class Weights, class Tokens>
 PARAGONE_INLINE void multiply_step(VF (&sums)[M][R], Weights weights, Tokens tokens) {
 #if defined(__AVX512BF16__)
     VI w[R];
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) w[r] = load_words(weights(r));
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
         VI x = load_words(tokens(m));
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) sums[m][r] = dot_pairs(sums[m][r], w[r], x);
     }
 #else
     VF w[R];
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) w[r] = load(weights(r));
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
         VF x = load((const float*)tokens(m));
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) sums[m][r] += w[r] * x;
     }
 #endif
@@ -58,6 +65,7 @@ PARAGONE_INLINE void block(const uint16_t* w, long D, const Word* x, long words,
         for (int m = 0; m < M; m++) std::memcpy(last[m], x + m * words + word, (words - word) * sizeof(Word));
         multiply_step<R, M>(sums, [&](int r) { return tail[r]; }, [&](int m) { return last[m]; });
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; m++) sum_each(sums[m], y[m]);
 }
 
