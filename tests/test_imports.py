@@ -46,6 +46,15 @@ def test_help_imports_nothing_heavy():
     assert out.splitlines()[-1] == "[]"
 
 
+def test_what_is_checked_before_torch_is_mapped_imports_none_of_it():
+    code = (
+        "import sys; import paragone.engine.load, paragone.engine.config, paragone.cli.generate;"
+        "print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"
+
+
 def test_no_unpickling_code_anywhere():
     forbidden = ("pickle", "torch.load", "joblib", "dill", "marshal", "eval(", "exec(", "trust_remote_code")
     for path in SOURCE.rglob("*.py"):

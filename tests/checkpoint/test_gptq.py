@@ -11,11 +11,15 @@ from transformers import AutoModelForCausalLM
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.errors import BadConfiguration, MalformedData
 from paragone.model.load import load_decoder
+from tests.engine.test_plans import ERROR, errors_of, widened
 from tests.parity.test_families import assert_close, ids_of
 from tests.tiny import CASES
 
 CODED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-KINDS = [("gptq", 4, 32), ("gptq", 4, -1), ("gptq", 8, 32), ("gptq_v2", 4, 32), ("awq", 4, 32)]
+KINDS = [
+    ("gptq", 4, 32), ("gptq", 4, -1), ("gptq", 8, 32), ("gptq_v2", 4, 32), ("awq", 4, 32),
+    ("gptq_act", 4, 32), ("gptq_act", 8, 32),
+]  # fmt: skip
 
 
 def words(codes, bits, axis, order=None):
@@ -43,7 +47,10 @@ def write(folder, target, kind, bits, size, change=lambda tensors, config: None)
         codes = rng.integers(0, 1 << bits, (rows, width))
         zeros = rng.integers(1, 1 << bits, (rows, width // group))
         scales = (np.abs(weight).mean() / (1 << bits) * (1 + rng.random(zeros.shape))).astype(np.float16)
-        spread = [part.repeat(group, 1) for part in (scales.astype(np.float32), zeros)]
+        of_group = np.arange(width) // group
+        if kind == "gptq_act":  # the same for what reads the same inputs, as such files have it
+            of_group = np.random.default_rng(width + (last == "up_proj")).permutation(of_group)
+        spread = [part[:, of_group] for part in (scales.astype(np.float32), zeros)]
         plain[name] = ((codes - spread[1]) * spread[0]).astype(np.float32)
         kept[name] = codes
         stem = f"{base}.{last}."
@@ -54,12 +61,16 @@ def write(folder, target, kind, bits, size, change=lambda tensors, config: None)
             tensors[stem + "qzeros"] = words(zeros.T, bits, 1, order)
         else:
             tensors[stem + "qweight"] = words(codes.T, bits, 0)
-            tensors[stem + "qzeros"] = words(zeros.T - (kind == "gptq"), bits, 1)
-            tensors[stem + "g_idx"] = (np.arange(width) // group).astype(np.int32)
+            tensors[stem + "qzeros"] = words(zeros.T - (kind != "gptq_v2"), bits, 1)
+            tensors[stem + "g_idx"] = of_group.astype(np.int32)
     config = json.loads((folder / "config.json").read_text())
     coded = config | {
         "quantization_config": {"quant_method": kind.partition("_")[0], "bits": bits, "group_size": size}
-        | ({"version": "gemm", "zero_point": True} if kind == "awq" else {"checkpoint_format": kind})
+        | (
+            {"version": "gemm", "zero_point": True}
+            if kind == "awq"
+            else {"checkpoint_format": "gptq_v2" if kind == "gptq_v2" else "gptq"}
+        )
     }
     change(tensors, coded)
     for where, values, text in ((target, tensors, coded), (target / "plain", plain, config)):
@@ -91,8 +102,20 @@ def test_what_the_codes_mean(kind, bits, size, folder, tmp_path):
         scale = part._scales(0).permute(0, 3, 1, 2).flatten(0, 1).flatten(1).float()[: len(codes)]
         low = part._scales(1).permute(0, 3, 1, 2).flatten(0, 1).flatten(1).float()[: len(codes)]
         scale, low = (t.repeat_interleave(32, 1)[:, : codes.shape[1]] for t in (scale, low))
-        found = ((part.dequantize() - low) / scale + (128 if bits == 8 else 0)).round()
+        values = part.dequantize()
+        values, codes = (
+            (values, codes) if part.order is None else (values[:, part.order], codes[:, part.order])
+        )
+        found = ((values - low) / scale + (128 if bits == 8 else 0)).round()
         assert np.array_equal(found.numpy().astype(int), codes)
+
+
+@pytest.mark.parametrize(("kind", "bits", "size"), KINDS)
+@torch.inference_mode()
+def test_the_kernels_compute_with_the_codes(kind, bits, size, folder, tmp_path):
+    write(folder, tmp_path / "m", kind, bits, size)
+    decoder = load_decoder(open_checkpoint(tmp_path / "m"), "int8")
+    assert errors_of(decoder, widened(decoder, tmp_path / "m"), 40).max() < ERROR["int8"]
 
 
 def drop(part):
@@ -107,9 +130,9 @@ def reshape(tensors, _):
     tensors[name] = tensors[name][:, :-8].copy()
 
 
-def shuffle(tensors, _):
+def unbalance(tensors, _):
     name = next(name for name in tensors if name.endswith("g_idx"))
-    tensors[name] = tensors[name][::-1].copy()
+    tensors[name][0] += 1
 
 
 def setting(**values):
@@ -122,7 +145,7 @@ def setting(**values):
         (drop("qzeros"), MalformedData, "no qzeros or no scales"),
         (drop("scales"), MalformedData, "no qzeros or no scales"),
         (reshape, MalformedData, "do not fit each other"),
-        (shuffle, BadConfiguration, "desc_act"),
+        (unbalance, MalformedData, "does not put 32 inputs into each group"),
         (setting(bits=3), BadConfiguration, "3 bits"),
         (setting(bits="4"), BadConfiguration, "bits"),
         (setting(group_size=0), BadConfiguration, "group_size 0"),

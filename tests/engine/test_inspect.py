@@ -78,3 +78,13 @@ def test_a_known_models_prompt_format(tmp_path, smollm2):
     with pytest.raises(BadConfiguration, match="no chat template"):
         nameless.chat("Hello", max_tokens=2)
     assert inspect_model(folder)["text"]["prompt_format"] == "vicuna"
+
+
+def test_a_model_is_loaded_in_what_its_file_has(tmp_path, smollm2):
+    CASES[0].save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(smollm2.tokenizer.backend.serialised())
+    assert load_model(tmp_path, "mine").precision == "bf16"
+    quantised = load_model(path_of(GEMMA3), GEMMA3)
+    assert quantised.precision == "int8"
+    kinds = {part.packing.bits for part in quantised.decoder.blocks[0].mlp.up.parts}
+    assert kinds == {8}

@@ -3,8 +3,8 @@ scale for a group of inputs: weight = scale * (code - zero).
 
 Both store a matrix with its inputs first. GPTQ (arXiv 2210.17323, the files of AutoGPTQ and GPTQModel) has
 neighbouring inputs in a word, `qweight` (K / n, N), n codes a word, and zeros of neighbouring outputs, less
-one in the first version of the format. AWQ (arXiv 2306.00978, "gemm") has outputs in a word, `qweight` (K, N
-/ 8), in the order 0, 2, 4, 6, 1, 3, 5, 7.
+one in the first version of the format; with `desc_act`, `g_idx` (K) says in which group each input is. AWQ
+(arXiv 2306.00978, "gemm") has outputs in a word, `qweight` (K, N / 8), in the order 0, 2, 4, 6, 1, 3, 5, 7.
 """
 
 from collections.abc import Mapping
@@ -72,6 +72,12 @@ class CodedTensor(StoredTensor):
     zeros: StoredTensor
     scales: StoredTensor
     scheme: Scheme
+    inputs: NDArray[np.int32] | None  # those of the first group, then those of the next; None: as they are
+
+    @property
+    def order(self) -> NDArray[np.int32] | None:
+        """As `StoredTensor.order`."""
+        return self.inputs
 
     def groups(self, ids: NDArray[np.int64]) -> Groups:
         """As `StoredTensor.groups`, in pieces of 32 inputs."""
@@ -91,6 +97,8 @@ class CodedTensor(StoredTensor):
         repeat = width // scales.shape[1] // PIECE
         lowest = 128 if bits == 8 else 0  # bytes as signed numbers, which is what packed layouts keep
         minimum += lowest * scales
+        if self.inputs is not None:
+            codes = codes[:, self.inputs]
         pieces = (codes.astype(np.int16) - lowest).astype(np.int8).reshape(len(ids), -1, PIECE)
         return Groups(pieces, scales.repeat(repeat, axis=1), minimum.repeat(repeat, axis=1))
 
@@ -107,7 +115,8 @@ class CodedTensor(StoredTensor):
         groups = self.groups(ids)
         assert groups.minimum is not None  # noqa: S101 -- both formats have zeros
         values = groups.scale[..., None] * groups.q.astype(np.float32) + groups.minimum[..., None]
-        return values.reshape(len(ids), -1)
+        values = values.reshape(len(ids), -1)
+        return values if self.inputs is None else values[:, np.argsort(self.inputs)]
 
     def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.generic]:
         """Rows [start, stop) in float32."""
@@ -121,7 +130,7 @@ def _words(tensor: StoredTensor) -> NDArray[np.uint32]:
 
 def join_coded(tensors: dict[str, StoredTensor], scheme: Scheme, where: object) -> dict[str, StoredTensor]:
     """The tensors of a folder with every set of codes, zeros and scales as one matrix named `.weight`. Raises
-    MalformedData where they do not fit each other, BadConfiguration where inputs are in another order."""
+    MalformedData where they do not fit each other."""
     out = dict(tensors)
     for name in [n for n in tensors if n.endswith(".qweight")]:
         base = name.removesuffix("qweight")
@@ -129,8 +138,8 @@ def join_coded(tensors: dict[str, StoredTensor], scheme: Scheme, where: object) 
         words, zeros, scales, order = parts.values()
         if words is None or zeros is None or scales is None:
             raise MalformedData(f"{where}: {base[:120]}qweight has no qzeros or no scales beside it")
-        out[base + "weight"] = _coded(base + "weight", words, zeros, scales, scheme)
-        _check_order(order, out[base + "weight"].shape[1], scheme, where)
+        coded = _coded(base + "weight", words, zeros, scales, scheme)
+        out[base + "weight"] = replace(coded, inputs=_order(order, coded.shape[1], scheme, where))
     return out
 
 
@@ -156,18 +165,18 @@ def _coded(
         )
     kind = BlockType(scheme.method.upper(), -1, 1, 1, _never, code_bits=scheme.bits)
     base = replace(words, name=name, shape=(rows, width), type=kind)
-    return CodedTensor(**base.__dict__, words=words, zeros=zeros, scales=scales, scheme=scheme)
+    return CodedTensor(**base.__dict__, words=words, zeros=zeros, scales=scales, scheme=scheme, inputs=None)
 
 
-def _check_order(order: StoredTensor | None, width: int, scheme: Scheme, where: object) -> None:
-    """Groups must be runs of inputs: with `desc_act` they may be any, and the layouts here have no room for
-    that."""
-    if order is None:
-        return
+def _order(index: StoredTensor | None, width: int, scheme: Scheme, where: object) -> NDArray[np.int32] | None:
+    """Inputs group by group, from the group of each; None where they lie so already."""
+    if index is None:
+        return None
     size = width if scheme.group_size == -1 else scheme.group_size
-    if order.shape != (width,) or order.type.name != "I32" or order.offset % 4:
-        raise MalformedData(f"{where}: {order.name[:120]} is not one number for each of {width} inputs")
-    if not np.array_equal(_words(order), np.arange(width) // size):
-        raise BadConfiguration(
-            f"{where}: {order.name[:120]} groups inputs in another order (desc_act), which is not supported"
-        )
+    if index.shape != (width,) or index.type.name != "I32" or index.offset % 4:
+        raise MalformedData(f"{where}: {index.name[:120]} is not one number for each of {width} inputs")
+    group = _words(index)
+    order = np.argsort(group, kind="stable").astype(np.int32)
+    if not np.array_equal(group[order], np.arange(width) // size):
+        raise MalformedData(f"{where}: {index.name[:120]} does not put {size} inputs into each group")
+    return None if np.array_equal(order, np.arange(width)) else order

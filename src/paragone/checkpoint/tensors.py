@@ -63,6 +63,11 @@ class StoredTensor:
         return self.shape[0] if len(self.shape) > 1 else 1
 
     @property
+    def order(self) -> NDArray[np.int32] | None:
+        """The inputs in the order that `groups` gives them in, where it is another than that of `rows`."""
+        return None
+
+    @property
     def address(self) -> int:
         """Where it begins in memory; good for as long as its file is mapped."""
         return int(np.frombuffer(self.file.buffer, dtype=np.uint8).ctypes.data) + self.offset

@@ -10,8 +10,8 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Everything with the whole spec, machine-readable.")
 @click.option("--template", is_flag=True, help="Print the chat template.")
 @click.option("--plan", is_flag=True, help="Load it, and say which kernel each operation runs on.")
-@click.option("--precision", default="bf16", show_default=True, help="For --plan: fp32, bf16, int8 or int4.")
-def command(model: str, as_json: bool, template: bool, plan: bool, precision: str) -> None:
+@click.option("--precision", help="For --plan: fp32, bf16, int8 or int4; default: what the file has.")
+def command(model: str, as_json: bool, template: bool, plan: bool, precision: str | None) -> None:
     """Prints what MODEL is: architecture, sizes, memory, text. A file, a folder, a model that is here, or one
     of a hub (hf:OWNER/NAME or a known model's name), of which only the headers are fetched."""
     if plan:
@@ -81,7 +81,7 @@ def command(model: str, as_json: bool, template: bool, plan: bool, precision: st
     report_console().print(table)
 
 
-def _print_plan(name: str, precision: str, as_json: bool) -> None:
+def _print_plan(name: str, precision: str | None, as_json: bool) -> None:
     from paragone.cli.shared import load, printable, report_console
 
     loaded = load(name, precision, "cpu", None)
@@ -95,7 +95,7 @@ def _print_plan(name: str, precision: str, as_json: bool) -> None:
     from rich.text import Text
 
     if found["why_not"]:
-        click.echo(f"{name} at {precision} runs on PyTorch: {found['why_not']}.")
+        click.echo(f"{name} at {loaded.precision} runs on PyTorch: {found['why_not']}.")
         return
     click.echo(f"kernels: {found['kernels']}, {found['threads']} threads")
     table = Table(box=None, pad_edge=False)

@@ -90,7 +90,7 @@ def note_kernels() -> None:
 
 
 def load(
-    name: str, precision: str, device: str, threads: int | None, prompt_format: str | None = None
+    name: str, precision: str | None, device: str, threads: int | None, prompt_format: str | None = None
 ) -> "Model":
     """Loads a model with a progress bar."""
     from paragone.engine.load import load_model
@@ -107,7 +107,7 @@ def load(
 
     columns = (TextColumn("loading {task.description}", markup=False), BarColumn())
     with Progress(*columns, console=error_console(), transient=True) as bar:
-        task = bar.add_task(f"{found.name} {precision}")
+        task = bar.add_task(f"{found.name} {precision or ''}".rstrip())
         return load_model(
             found.path,
             found.name,
@@ -128,9 +128,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--precision",
             type=click.Choice(["fp32", "bf16", "int8", "int4"]),
-            default="bf16",
-            show_default=True,
-            help="How the weights are kept.",
+            help="How the weights are kept; default: bf16, or the integers that a quantised file has (int8).",
         ),
     ):
         function = option(function)

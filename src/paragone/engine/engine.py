@@ -15,7 +15,8 @@ from torch import Tensor
 
 from paragone.engine.answer import Answer, check_request
 from paragone.engine.block_manager import BlockManager, root_hash
-from paragone.engine.config import EngineConfig, num_blocks
+from paragone.engine.cache_size import num_blocks
+from paragone.engine.config import EngineConfig
 from paragone.engine.model_runner import ModelRunner
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Chunk, Completion, Request

@@ -18,7 +18,7 @@ from paragone.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from paragone.engine.resources import available_memory_bytes
 from paragone.errors import BadConfiguration, NotEnoughMemory, UsageError
 from paragone.model.families import spec_of
-from paragone.model.precision import Precision, check_precision, estimate_bytes
+from paragone.model.precision import Precision, check_precision, estimate_bytes, stored_precision
 from paragone.text.formats import use_format
 from paragone.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 
@@ -31,15 +31,17 @@ MADV_DONTNEED = 4
 def load_model(
     path: Path,
     name: str,
-    precision: Precision = "bf16",
+    precision: Precision | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
     prompt_format: str | None = None,
 ) -> "Model":
-    """Loads the model at a path. The tokenizer is read first: it is cheap and may fail. `prompt_format` names
-    a built-in one to use instead of the model's own template."""
-    check_precision(precision)
+    """Loads the model at a path. The tokenizer is read first: it is cheap and may fail. `precision` None is
+    what the file has; `prompt_format` names a built-in one to use instead of the model's own template."""
+    if precision is not None:
+        check_precision(precision)
     checkpoint = open_checkpoint(path)
+    precision = precision or stored_precision(checkpoint.tensors.values())
     map_torch()
     tokenizer = load_tokenizer(checkpoint)
     if prompt_format is None:

@@ -25,8 +25,10 @@ std::vector<float> floats(uintptr_t address, long count) {
     return from ? std::vector<float>(from, from + count) : std::vector<float>();
 }
 
-Matrix packed(uintptr_t panels, long rows, long D, int bits, bool has_minimum, bool fine, float unit) {
-    return {true, {at<uint8_t>(panels), rows, D, bits, has_minimum, fine, unit}, nullptr, rows};
+Matrix packed(uintptr_t panels, long rows, long D, int bits, bool has_minimum, bool fine, float unit,
+              uintptr_t order) {
+    Packed packed{at<uint8_t>(panels), rows, D, bits, has_minimum, fine, unit};
+    return {true, packed, nullptr, rows, at<int32_t>(order)};
 }
 
 Matrix dense(uintptr_t numbers, long rows) { return {false, {}, at<uint16_t>(numbers), rows}; }
@@ -140,7 +142,7 @@ NB_MODULE(_native, m) {
         return read_rate(at<uint8_t>(from), bytes, threads);
     }, released);
     nb::class_<Matrix>(m, "Matrix");
-    m.def("packed", &packed);
+    m.def("packed", &packed, "panels"_a, "rows"_a, "D"_a, "bits"_a, "has_minimum"_a, "fine"_a, "unit"_a, "order"_a = 0);
     m.def("dense", &dense);
     nb::class_<Prologue>(m, "Prologue").def(nb::init<>());
     m.def("norm", &norm);

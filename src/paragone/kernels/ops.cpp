@@ -31,7 +31,7 @@ long Matrix::bytes(long D) const {
 void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, bool few, const Out& out,
                       Own& own) const {
     long row = first * 16, end = std::min(rows, last * 16);
-    if (is_packed) best.packed_linear(packed, first, last, inputs.quantised(), M, out);
+    if (is_packed) best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
     else if (few) best.rows_linear(dense, row, end, D, inputs.words(), M, out);
     else best.panels_linear(dense, row, end, D, inputs.words(), M, out, own.panels.data());
 }
@@ -40,26 +40,38 @@ Linear::Linear(int source, long source_width, int target, long D, std::vector<Ma
                Prologue prologue, bool add)
     : source_(source), target_(target), source_width_(source_width), D_(D), parts_(std::move(parts)),
       bias_(std::move(bias)), prologue_(std::move(prologue)), add_(add) {
-    for (const Matrix& part : parts_) {
+    for (Matrix& part : parts_) {
         N_ += part.rows;
         blocks_ += part.blocks();
         bytes_ += part.bytes(D_);
-        (part.is_packed ? packed_ : dense_) = true;
+        dense_ |= !part.is_packed;
+        if (!part.is_packed) continue;
+        part.version = (int)(std::find(orders_.begin(), orders_.end(), part.order) - orders_.begin());
+        if (part.version == (int)orders_.size()) orders_.push_back(part.order);
     }
 }
 
 void Linear::prepare(Run& run) const {
-    run.inputs.reserve(run.step.T, D_, packed_, dense_);
+    run.inputs.reserve(run.step.T, D_, orders_.size(), dense_);
     for (Own& own : run.own) {
-        own.inputs.reserve(ALONE, D_, packed_, dense_);
-        grow(own.row, D_);
+        own.inputs.reserve(ALONE, D_, orders_.size(), dense_);
+        grow(own.row, 2 * D_);
         if (dense_) grow(own.panels, PANEL_ROWS * (D_ + 1));
     }
 }
 
-void Linear::make_input(const float* row, long m, Inputs& inputs, Own& own) const {
+void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const {
     const float* input = prologue_.apply(row, D_, own.row.data());
-    if (packed_) best.quantize_inputs(input, D_, inputs.quantised() + m * ((D_ + 63) / 64));
+    for (size_t version = 0; version < orders_.size(); version++) {
+        const int32_t* order = orders_[version];
+        const float* ordered = input;
+        if (order) {
+            float* to = own.row.data() + D_;
+            for (long d = 0; d < D_; d++) to[d] = input[order[d]];
+            ordered = to;
+        }
+        best.quantize_inputs(ordered, D_, inputs.quantised() + (version * M + m) * ((D_ + 63) / 64));
+    }
     if (dense_) best.to_words(input, D_, inputs.words() + m * (best.pairs ? (D_ + 1) / 2 : D_));
 }
 
@@ -159,7 +171,7 @@ std::string Linear::describe() const {
     for (const Matrix& part : parts_) {
         if (part.is_packed)
             out += " int" + std::to_string(part.packed.bits) + (part.packed.has_minimum ? "+min" : "") +
-                   (part.packed.fine ? "/16" : "/32");
+                   (part.packed.fine ? "/16" : "/32") + (part.order ? " in another order" : "");
         else out += " bf16";
     }
     return out;

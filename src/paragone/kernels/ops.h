@@ -20,6 +20,8 @@ struct Matrix {
     Packed packed;
     const uint16_t* dense;
     long rows;
+    const int32_t* order = nullptr;  // of a packed one's inputs: its input i is input order[i]
+    int version = 0;                 // of the inputs that it takes: each order makes one
 
     long blocks() const { return (rows + 15) / 16; }
     long bytes(long D) const;
@@ -42,9 +44,9 @@ class Linear : public Op {
         bool alone = M <= ALONE;
         Inputs& inputs = alone ? own.inputs : run.inputs;
         if (alone) {
-            for (long m = 0; m < M; m++) make_input(row(m), m, inputs, own);
+            for (long m = 0; m < M; m++) make_input(row(m), m, M, inputs, own);
         } else {
-            for (long m; (m = run.team.next()) < M;) make_input(row(m), m, inputs, own);
+            for (long m; (m = run.team.next()) < M;) make_input(row(m), m, M, inputs, own);
             run.team.barrier();
         }
         multiply(run, own, inputs, M, y);
@@ -57,15 +59,16 @@ class Linear : public Op {
   private:
     static constexpr long ALONE = 2;  // rows whose input every member makes for itself, without waiting
 
-    void make_input(const float* row, long m, Inputs& inputs, Own& own) const;
+    void make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const;
     void multiply(Run& run, Own& own, Inputs& inputs, long M, float* y) const;
 
     int source_, target_;
     long source_width_, D_, N_ = 0, blocks_ = 0, bytes_ = 0;
     std::vector<Matrix> parts_;
+    std::vector<const int32_t*> orders_;
     std::vector<float> bias_;
     Prologue prologue_;
-    bool add_, packed_ = false, dense_ = false;
+    bool add_, dense_ = false;
 };
 
 // x = norm(x); or, from another buffer, x += norm(buffer).

@@ -5,8 +5,8 @@
 
 constexpr int32_t FEW = 8;  // tokens of a sequence that attend one by one
 
-void Inputs::reserve(long rows, long D, bool packed, bool words) {
-    if (packed) grow(quantised_, rows * ((D + 63) / 64));
+void Inputs::reserve(long rows, long D, long versions, bool words) {
+    if (versions) grow(quantised_, versions * rows * ((D + 63) / 64));
     if (words) grow(words_, rows * D);
 }
 

@@ -77,7 +77,7 @@ template <class T> void grow(Buffer<T>& room, size_t size) {
 // Room for a run of rows as products take them.
 class Inputs {
   public:
-    void reserve(long rows, long D, bool packed, bool words);
+    void reserve(long rows, long D, long versions, bool words);  // versions of packed weights' inputs
     Quantised* quantised() { return quantised_.data(); }
     Word* words() { return words_.data(); }
 

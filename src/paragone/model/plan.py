@@ -21,6 +21,7 @@ from paragone.model.paged import PagedCache, Part
 from paragone.model.position import Rope, alibi_bias, alibi_slopes, inverse_frequencies
 from paragone.model.spec import LayerSpec
 from paragone.ops.choose import kernels_wanted
+from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import threads
 
 MOST_TOKENS = 512  # of one run: buffers hold no more
@@ -48,6 +49,7 @@ class Plan:
         self.decoder, self.cache, self.deterministic = decoder, cache, deterministic
         spec = decoder.spec
         self._kept: list[Tensor] = []  # what the plan knows by address only
+        self._orders: dict[bytes, Tensor] = {}
         heads = spec.num_attention_heads + 2 * spec.num_key_value_heads
         inner = max(mlp.up.out_features for block in decoder.blocks for mlp in block.mlp.mlps())
         experts = spec.moe.num_experts if spec.moe else 0
@@ -186,12 +188,19 @@ class Plan:
                 parts.append(native.dense(numbers.data_ptr(), len(numbers)))
             else:
                 p = part.packing
-                at = part.panels.data_ptr()
+                at, order = part.panels.data_ptr(), self._order(part)
                 sizes = part.rows, part.width, p.bits, p.has_minimum, p.fine, p.unit
-                parts.append(native.packed(at, *sizes))
+                parts.append(native.packed(at, *sizes, order))
         bias = 0 if linear.bias is None else self._keep(linear.bias).data_ptr()
         width = linear.in_features
         return native.Linear(source, source_width or width, target, width, parts, bias, prologue, added)
+
+    def _order(self, part: PackedMatrix) -> int:
+        """Where the order of its inputs lies; matrices of the same order share one. 0: as they are."""
+        if part.order is None:
+            return 0
+        order = self._orders.setdefault(part.order.numpy().tobytes(), part.order)
+        return order.data_ptr()
 
     def _add_norm(self, norm: Norm, source: int, *, added: bool) -> None:
         width = self.decoder.spec.hidden_size

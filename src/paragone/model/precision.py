@@ -30,6 +30,11 @@ def check_precision(name: str) -> Precision:
     return name
 
 
+def stored_precision(tensors: "Iterable[StoredTensor]") -> Precision:
+    """The one that loses nothing that a file has: quantised ones keep their integers."""
+    return "int8" if any(t.type.is_quantized for t in tensors) else "bf16"
+
+
 def estimate_bytes(spec: ModelSpec, precision: Precision, tensors: "Iterable[StoredTensor]" = ()) -> int:
     """Bytes that the weights will take in memory: from the spec, and from what the file has where it is
     quantised."""

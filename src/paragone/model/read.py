@@ -129,6 +129,7 @@ class Parameters:
         first = tensor.groups(np.zeros(1, dtype=np.int64))
         packing = Packing(tensor.type.code_bits, first.minimum is not None, first.q.shape[-1] == 16)
         matrix = PackedMatrix(size, width, packing)
+        matrix.order = None if tensor.order is None else torch.from_numpy(tensor.order)
         step = max(1, MAPPED_BYTES * size // tensor.nbytes)
         for at, ids in self.row_runs(tensor, name, size, step):
             if matrix.repack(at, tensor.type.name, tensor.address, ids):

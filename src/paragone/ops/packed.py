@@ -57,12 +57,17 @@ class Packing:
 
 
 class PackedMatrix:
-    """(rows, width) in one of the layouts. `panels` is (panels, blocks, bytes of a block) of uint8."""
+    """(rows, width) in one of the layouts. `panels` is (panels, blocks, bytes of a block) of uint8; where
+    there is an `order` (width) of int32, input i of the panels is input order[i] of the matrix."""
+
+    order: Tensor | None = None
 
     def __init__(self, rows: int, width: int, packing: Packing, device: torch.device | None = None) -> None:
         self.rows, self.width, self.packing = rows, width, packing
         shape = -(-rows // PANEL), -(-width // BLOCK), packing.block_bytes
-        self.panels = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.panels = torch.empty(shape, dtype=torch.uint8, device=device)
+        if rows % PANEL:  # lanes of rows that there are not; all others are written
+            self.panels[-1:].zero_()
 
     @property
     def nbytes(self) -> int:
@@ -71,6 +76,7 @@ class PackedMatrix:
     def to(self, device: torch.device) -> "PackedMatrix":
         """Itself, moved."""
         self.panels = self.panels.to(device)
+        self.order = None if self.order is None else self.order.to(device)
         return self
 
     def __len__(self) -> int:
@@ -165,7 +171,8 @@ class PackedMatrix:
         if p.has_minimum:
             out += (self._scales(1)[panels].permute(0, 3, 1, 2).float() * p.unit)[..., None]
         begin = first - panels.start * PANEL
-        return out.flatten(0, 1).flatten(1)[begin : begin + last - first, : self.width]
+        out = out.flatten(0, 1).flatten(1)[begin : begin + last - first, : self.width]
+        return out if self.order is None else out[:, self.order.argsort()]
 
 
 def packed_linear_reference(x: Tensor, weight: PackedMatrix) -> Tensor:
