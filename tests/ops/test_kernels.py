@@ -28,7 +28,7 @@ from paragone.ops.paged import dequantize_rows, quantize_rows, read_slots, row_s
 from paragone.quant.rtn import INT4, INT8, quantize_int4, quantize_int8
 
 native = kernels.native
-LEVELS = "base", "avx2", "avx512", "avx512_vnni", "avx512_bf16"
+LEVELS = "base", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_in_software", "amx"
 PAIRS = native is not None and native.pairs
 STEP = 2**-8 if PAIRS else 2e-6  # of an input of a product with bfloat16
 pytestmark = pytest.mark.usefixtures("seeded")

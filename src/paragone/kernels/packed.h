@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "finish.h"
+#include "tiles.h"
 
 namespace PARAGONE_LEVEL {
 
@@ -153,6 +153,70 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
     }
 }
 
+#if PARAGONE_TILES
+constexpr long TOKENS = 4 * TILE_ROWS;  // whose sums with a panel are made at once
+
+// A panel by M tokens, with tiles. The sums are those of panels_tile, to the bit.
+template <int BITS, bool MINIMUM, bool FINE>
+static void panel_tiles(const Packed& weight, long p, const Quantised* x, long M, const Out& to) {
+    constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE), INPUTS = FINE ? 16 : 32;  // of one scale
+    constexpr bool CENTERED = BITS == 8 || !MINIMUM;
+    long blocks = (weight.D + BLOCK - 1) / BLOCK;
+    TileShapes shapes;
+    for (int tile = 0; tile < 4; tile++) shapes.set(tile, TILE_ROWS, 64);
+    shapes.set(4, TILE_ROWS, INPUTS);
+    shapes.set(5, INPUTS / 4, 64);
+    TileUse use(shapes);
+    alignas(64) int32_t whole[TOKENS][PANEL];
+    alignas(64) uint8_t codes[INPUTS / 4][64], rest[TILE_ROWS][INPUTS];
+    for (long m = 0; m < M; m += TOKENS) {
+        long tokens = std::min(TOKENS, M - m);
+        VF sums[TOKENS] = {};
+        for (long b = 0; b < blocks; b++) {
+            const uint8_t* block = weight.panels + (p * blocks + b) * SIZE;
+            const Quantised* token = x + m * blocks + b;
+            for (int part = 0; part < BLOCK / INPUTS; part++) {
+                int half = FINE ? part / 2 : part, quarter = FINE ? part % 2 : 0;
+                Quarter<BITS, MINIMUM, FINE, 1> w;
+                for (int i = 0; i < INPUTS / 16; i++) {
+                    w.fetch(block, 0, half, quarter + i);
+                    std::memcpy(codes[4 * i], w.codes, sizeof w.codes);
+                }
+                // Sixteen tokens' codes: where they lie, or without reading behind the last.
+                auto inputs = [&](long t) -> const void* {
+                    if (t + TILE_ROWS <= tokens) return token[t * blocks].codes + part * INPUTS;
+                    for (long i = t; i < tokens; i++)
+                        std::memcpy(rest[i - t], token[i * blocks].codes + part * INPUTS, INPUTS);
+                    return rest;
+                };
+                auto stride = [&](long t) { return t + TILE_ROWS <= tokens ? blocks * (long)sizeof *token : INPUTS; };
+                TILE_LOAD(5, codes, 64);
+#define PARAGONE_MULTIPLY(tile)     if (tile * TILE_ROWS < tokens) {         TILE_ZERO(tile);         const void* a = inputs(tile * TILE_ROWS);         TILE_LOAD(4, a, stride(tile * TILE_ROWS));         TILE_DOT_QUADS(tile, 4, 5);         TILE_STORE(tile, whole[tile * TILE_ROWS], 64);     }
+                PARAGONE_MULTIPLY(0)
+                PARAGONE_MULTIPLY(1)
+                PARAGONE_MULTIPLY(2)
+                PARAGONE_MULTIPLY(3)
+#undef PARAGONE_MULTIPLY
+                for (long i = 0; i < tokens; i++) {
+                    const Quantised& t = token[i * blocks];
+                    const int32_t* start = (BITS == 4 ? t.start8 : t.start128) + 2 * half;
+                    const float* totals = t.totals + 2 * half;
+                    VI sum = load_words(whole[i]);
+                    if constexpr (CENTERED) sum += FINE ? quarter ? start[1] - start[0] : start[0] : start[1];
+                    sums[i] += __builtin_convertvector(sum, VF) * (w.scales[0] * t.scales[half]);
+                    float total = FINE ? quarter ? totals[1] - totals[0] : totals[0] : totals[1];
+                    if constexpr (MINIMUM) sums[i] += w.minima[0] * total;
+                }
+            }
+        }
+        for (long i = 0; i < tokens; i++) {
+            VF out[1] = {sums[i] * weight.unit};
+            finish(to, m + i, p * PANEL, std::min(PANEL, weight.rows - p * PANEL), out);
+        }
+    }
+}
+#endif
+
 constexpr int TILE = 4;                         // tokens
 constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums and codes as fit into the registers
 
@@ -168,6 +232,10 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
         if (m < M) panels_tile<BITS, MINIMUM, FINE, P, 1>(w, p, x, m, to);
     };
     long p = first;
+#if PARAGONE_TILES
+    if (M >= TILE_ROWS)
+        for (; p < last; p++) panel_tiles<BITS, MINIMUM, FINE>(w, p, x, M, to);
+#endif
     if (M >= TILE)
         for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) tokens.template operator()<TILE_WIDTH>(p);
     for (; p < last; p++) tokens.template operator()<1>(p);

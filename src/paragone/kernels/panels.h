@@ -5,11 +5,12 @@
 #include <algorithm>
 
 #include "finish.h"
+#include "tiles.h"
 
 namespace PARAGONE_LEVEL {
 
 constexpr int TILE_PANELS = 2;              // panels and tokens of one tile: as many sums as fit into the registers
-constexpr int TILE_TOKENS = W == 16 ? 8 : W == 8 ? 2 : 1;
+constexpr int TILE_TOKENS = PARAGONE_TILES ? 32 : W == 16 ? 8 : W == 8 ? 2 : 1;
 constexpr long DEPTH = 1024;                // words of a panel that stay in a near cache
 static_assert(TILE_PANELS * PANEL == PANEL_ROWS);
 
@@ -105,6 +106,9 @@ static void tile(const Word* panel, long stride, long words, const Word* x, long
 template <int P, class Before>
 static void panels_by_tokens(const Word* panels, long stride, long words, const Word* x, long x_stride, long M,
                              const Out& to, long first, long count, Before before) {
+#if PARAGONE_TILES
+    tiles_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count, before);
+#else
     auto some = [&]<int COUNT>(long m) {
         before(m);
         tile<P, COUNT>(panels, stride, words, x + m * x_stride, x_stride, to, m, first, count);
@@ -117,6 +121,7 @@ static void panels_by_tokens(const Word* panels, long stride, long words, const 
             m += 4;
         }
     for (; m < M; m++) some.template operator()<1>(m);
+#endif
 }
 
 template <int P>

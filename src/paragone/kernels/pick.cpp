@@ -1,11 +1,67 @@
 // Which instruction level runs here.
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
+#if defined(PARAGONE_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "table.h"
 
 namespace {
+
+#if defined(PARAGONE_BF16)
+// Whether a level gives the same products as another: what is made for tiles was written without a processor that
+// has them, and is not taken on trust.
+bool agree(const Kernels& level, const Kernels& other) {
+    constexpr long D = 128, M = 40, BYTES = 64 * 16 / 2 + 2 * 16 * 2;  // of a block in four bits
+    uint32_t state = 1;
+    auto next = [&] { return (float)((state = state * 1664525 + 1013904223) >> 8) / (1 << 24) - 0.5f; };
+    alignas(64) static uint8_t panel[D / 64 * BYTES];
+    alignas(64) static Quantised quantised[M * D / 64];
+    alignas(64) static Word words[M * D / 2], room[PANEL_ROWS * D];
+    alignas(64) static uint16_t rows[PANEL_ROWS * D];
+    alignas(64) static float x[M * D], y[2][M * PANEL_ROWS], z[2][M * 16];
+    for (float& number : x) number = next();
+    for (long block = 0; block < D / 64; block++)
+        for (long i = 0; i < BYTES; i++)
+            panel[block * BYTES + i] = i < 512 ? (uint8_t)(state = state * 1664525 + 1013904223, state >> 24)
+                                       : i % 2 ? 0x34 : (uint8_t)i;  // scales of about a quarter
+    for (long m = 0; m < M; m++) {
+        other.quantize_inputs(x + m * D, D, quantised + m * D / 64);
+        other.to_words(x + m * D, D, words + m * D / 2);
+    }
+    for (long i = 0; i < PANEL_ROWS * D; i += D) {
+        float row[D];
+        for (float& number : row) number = next();
+        other.narrow(row, D, rows + i);
+    }
+    const Kernels* both[] = {&level, &other};
+    for (int i = 0; i < 2; i++) {
+        both[i]->packed_linear({panel, 16, D, 4, false, false, 1.0f}, 0, 1, quantised, M, {z[i], 16, nullptr, false});
+        both[i]->panels_linear(rows, 0, PANEL_ROWS, D, words, M, {y[i], PANEL_ROWS, nullptr, false}, room);
+    }
+    for (long i = 0; i < M * PANEL_ROWS; i++)
+        if (!(std::fabs(y[0][i] - y[1][i]) < 1e-4f)) return false;
+    return !std::memcmp(z[0], z[1], sizeof z[0]);
+}
+
+#endif
+
+#if defined(PARAGONE_AMX)
+// Whether the processor has tiles for bytes and bfloat16, and the system lets this process use them.
+bool has_tiles() {
+    constexpr unsigned AMX = 1u << 22 | 1u << 24 | 1u << 25;  // BF16, TILE, INT8
+    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX) == AMX &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+}
+#endif
 
 const Kernels& pick() {
     const char* wanted = std::getenv("PARAGONE_KERNELS");
@@ -16,8 +72,15 @@ const Kernels& pick() {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512cd")) {
 #if defined(PARAGONE_BF16)
-        if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
+        if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
+#if defined(PARAGONE_AMX)
+            if (has_tiles() && agree(KERNELS_AMX, KERNELS_AVX512_BF16)) here.push_back(&KERNELS_AMX);
+#endif
             here.push_back(&KERNELS_AVX512_BF16);
+            const Kernels& software = KERNELS_AMX_IN_SOFTWARE;
+            if (wanted && !std::strcmp(wanted, software.name) && agree(software, KERNELS_AVX512_BF16))
+                here.push_back(&software);
+        }
 #endif
 #if defined(PARAGONE_VNNI)
         if (__builtin_cpu_supports("avx512vnni")) here.push_back(&KERNELS_AVX512_VNNI);

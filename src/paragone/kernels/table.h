@@ -117,5 +117,9 @@ extern const Kernels KERNELS_AVX512_VNNI;
 #endif
 #if defined(PARAGONE_BF16)
 extern const Kernels KERNELS_AVX512_BF16;
+extern const Kernels KERNELS_AMX_IN_SOFTWARE;  // for tests
+#endif
+#if defined(PARAGONE_AMX)
+extern const Kernels KERNELS_AMX;
 #endif
 #endif

@@ -16,6 +16,9 @@
 #if PARAGONE_LANES > 4
 #include <immintrin.h>
 #endif
+#if !defined(PARAGONE_TILES)
+#define PARAGONE_TILES 0
+#endif
 #define PARAGONE_MEMBER inline __attribute__((always_inline))
 #define PARAGONE_INLINE static PARAGONE_MEMBER
 
