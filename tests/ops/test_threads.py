@@ -1,6 +1,9 @@
 """How many threads the kernels take."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,18 +22,19 @@ def fresh(monkeypatch, tmp_path):
 
 
 def test_it_is_measured_once_and_remembered(fresh):
-    count = module.threads()
-    assert json.loads((paths.home() / "threads.json").read_text())["threads"] == count
+    count, pinned = module.threads(), module.pinned()
+    kept = json.loads((paths.home() / "threads.json").read_text())
+    assert (kept["threads"], kept["pinned"]) == (count, pinned)
     fresh.setattr(module, "_chosen", None)
     fresh.setattr(module, "fastest", None)  # nothing is measured again
-    assert module.threads() == count
+    assert (module.threads(), module.pinned()) == (count, pinned)
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{", '{"machine": "another", "threads": 7}', '{"threads": "x"}'])
 def test_what_cannot_be_used_is_measured_anew(fresh, kept):
     (paths.home() / "threads.json").write_text(kept)
     fresh.setattr(module, "fastest", lambda counts: counts[-1])
-    assert module.threads() == module._candidates(len(__import__("os").sched_getaffinity(0)))[-1]
+    assert module.threads() == len(module.processors())
 
 
 def test_the_environment_and_the_caller_come_first(fresh):
@@ -48,6 +52,44 @@ def test_the_environment_and_the_caller_come_first(fresh):
 def test_other_values_are_refused_by_name(fresh, value):
     fresh.setenv("PARAGONE_THREADS", value)
     with pytest.raises(UsageError, match="PARAGONE_THREADS"):
+        module.threads()
+
+
+def places():
+    """Where each thread of this process may run."""
+    return [os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are placed on Linux only")
+def test_threads_have_processors_of_their_own_where_that_is_wanted(fresh):
+    fresh.setenv("PARAGONE_THREADS", "2")
+    fresh.setenv("PARAGONE_PIN", "1")
+    try:
+        assert module.threads() == 2
+        assert module.pinned()
+        memory = torch.ones(1 << 20, dtype=torch.uint8)
+        module.native.read_rate(memory.data_ptr(), len(memory), 2)
+        second = module.one_of_each_core(module.processors())[1 % len(module.processors())]
+        assert {second} in places()
+        assert os.sched_getaffinity(0) == set(module.processors())  # the caller's own thread is left alone
+    finally:
+        module._pin(False)
+    assert all(place == set(module.processors()) for place in places())
+
+
+def test_processors_that_share_a_core_come_last(tmp_path, monkeypatch):
+    for number, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(siblings)
+    monkeypatch.setattr(module, "CORES", tmp_path)
+    assert module.one_of_each_core([0, 1, 2, 3, 9]) == [0, 1, 9, 2, 3]
+
+
+@pytest.mark.parametrize("value", ["2", "yes", "-1"])
+def test_pinning_is_yes_or_no(fresh, value):
+    fresh.setenv("PARAGONE_PIN", value)
+    with pytest.raises(UsageError, match="PARAGONE_PIN"):
         module.threads()
 
 

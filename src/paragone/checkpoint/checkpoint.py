@@ -34,6 +34,11 @@ class Checkpoint:
         return value
 
     @property
+    def files(self) -> list[Path]:
+        """What it is read from."""
+        return sorted({self.config_path, *(t.file.path for t in self.tensors.values())})
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes of the weight files."""
         return sum(f.size for f in {t.file.path: t.file for t in self.tensors.values()}.values())

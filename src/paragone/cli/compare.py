@@ -52,7 +52,9 @@ import click
     show_default=True,
     help="The longest answer to --prompts.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; default: all cores.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Processor threads; default: what is fastest here."
+)
 @click.option("--no-quality", is_flag=True, help="Measure speed and memory only.")
 @click.option(
     "--output",

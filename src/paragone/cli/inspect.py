@@ -97,7 +97,8 @@ def _print_plan(name: str, precision: str | None, as_json: bool) -> None:
     if found["why_not"]:
         click.echo(f"{name} at {loaded.precision} runs on PyTorch: {found['why_not']}.")
         return
-    click.echo(f"kernels: {found['kernels']}, {found['threads']} threads")
+    where = ", each on a processor of its own" if found["pinned"] else ""
+    click.echo(f"kernels: {found['kernels']}, {found['threads']} threads{where}")
     table = Table(box=None, pad_edge=False)
     for title in ("of them", "us each", "ms"):
         table.add_column(title, justify="right")

@@ -6,7 +6,8 @@ import click
 @click.command("rm")
 @click.argument("names", nargs=-1, required=True)
 def command(names: tuple[str, ...]) -> None:
-    """Deletes the models NAMES, and what is left of broken downloads of them."""
+    """Deletes the models NAMES, what is left of broken downloads of them, and their packed weights."""
+    from paragone.checkpoint.packed_file import sweep
     from paragone.checkpoint.store import remove
     from paragone.errors import ParagoneError
 
@@ -16,5 +17,7 @@ def command(names: tuple[str, ...]) -> None:
             click.echo(f"{name}: {remove(name) / 1e6:.0f} MB freed")
         except ParagoneError as err:
             failed = failed or err
+    if freed := sweep():
+        click.echo(f"packed weights of models that are gone: {freed / 1e6:.0f} MB freed")
     if failed:
         raise failed

@@ -27,7 +27,13 @@ def command(what: str, model: str, **options: Any) -> None:
 
     from paragone.cli.shared import error_console, load
 
-    loaded = load(model, options["precision"], options["device"], options["threads"])
+    loaded = load(
+        model,
+        options["precision"],
+        options["device"],
+        options["threads"],
+        keep_packed=options["keep_packed"],
+    )
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False)
     with Progress(*columns, console=error_console(), transient=True) as bar:
         bar.add_task(f"{what} of {loaded.name} {loaded.precision}")

@@ -90,7 +90,13 @@ def note_kernels() -> None:
 
 
 def load(
-    name: str, precision: str | None, device: str, threads: int | None, prompt_format: str | None = None
+    name: str,
+    precision: str | None,
+    device: str,
+    threads: int | None,
+    prompt_format: str | None = None,
+    *,
+    keep_packed: bool = False,
 ) -> "Model":
     """Loads a model with a progress bar."""
     from paragone.engine.load import load_model
@@ -102,7 +108,14 @@ def load(
 
         set_threads(threads)
     if not sys.stderr.isatty():
-        return load_model(found.path, found.name, precision, device, prompt_format=prompt_format)  # type: ignore[arg-type]
+        return load_model(
+            found.path,
+            found.name,
+            precision,  # type: ignore[arg-type]
+            device,
+            prompt_format=prompt_format,
+            keep_packed=keep_packed,
+        )
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("loading {task.description}", markup=False), BarColumn())
@@ -115,14 +128,22 @@ def load(
             device,
             lambda done, total: bar.update(task, completed=done, total=total),
             prompt_format,
+            keep_packed=keep_packed,
         )
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--precision, --device, --threads."""
+    """--precision, --device, --threads, --keep-packed."""
     for option in (
         click.option(
-            "--threads", type=click.IntRange(1, 1024), help="Processor threads; default: all cores."
+            "--keep-packed",
+            is_flag=True,
+            help="Keep int8 or int4 weights on disk too: the next start with this flag maps them.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(1, 1024),
+            help="Processor threads; default: what is fastest here.",
         ),
         click.option("--device", default="cpu", show_default=True, help="A torch device."),
         click.option(
@@ -171,11 +192,12 @@ def load_with_engine(name: str, options: dict[str, Any], prompt_format: str | No
 
     config = engine_config(options)
     of_all = options["device"], options["threads"]
-    loaded = load(name, options["precision"], *of_all, prompt_format)
+    keep = options["keep_packed"]
+    loaded = load(name, options["precision"], *of_all, prompt_format, keep_packed=keep)
     loaded.engine_config = config
     if options["draft"] is not None:
         draft, precision = split_precision(options["draft"])
-        loaded.draft = load(draft, precision or options["precision"], *of_all)
+        loaded.draft = load(draft, precision or options["precision"], *of_all, keep_packed=keep)
     return loaded
 
 

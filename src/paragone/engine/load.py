@@ -35,9 +35,12 @@ def load_model(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
     prompt_format: str | None = None,
+    *,
+    keep_packed: bool = False,
 ) -> "Model":
     """Loads the model at a path. The tokenizer is read first: it is cheap and may fail. `precision` None is
-    what the file has; `prompt_format` names a built-in one to use instead of the model's own template."""
+    what the file has; `prompt_format` names a built-in one to use instead of the model's own template;
+    `keep_packed` keeps int8 and int4 weights on disk for the next time."""
     if precision is not None:
         check_precision(precision)
     checkpoint = open_checkpoint(path)
@@ -58,7 +61,7 @@ def load_model(
             f"{name} at {precision} needs about {need / 1e9:.1f} GB for its weights, "
             f"{have / 1e9:.1f} GB are available: take a lower precision or a smaller model"
         )
-    decoder = load_decoder(checkpoint, precision, device, progress)
+    decoder = load_decoder(checkpoint, precision, device, progress, keep_packed=keep_packed)
     release_startup_code()
     return Model(name, path, precision, checkpoint, decoder, tokenizer)
 

@@ -9,7 +9,7 @@ from paragone.engine.params import SamplingParams
 from paragone.engine.request import Request
 from paragone.model.plan import Plan, why_no_plan
 from paragone.ops.choose import describe_kernels
-from paragone.ops.threads import threads
+from paragone.ops.threads import pinned, threads
 
 PROMPT, STEPS = 16, 64  # tokens
 
@@ -21,7 +21,7 @@ def describe_plan(model: Model) -> dict[str, Any]:
     found: dict[str, Any] = {"kernels": describe_kernels(), "why_not": reason, "operations": []}
     if reason is not None:
         return found
-    found["threads"] = threads()
+    found["threads"], found["pinned"] = threads(), pinned()
     engine = Engine(model.decoder, model.tokenizer, EngineConfig(max_num_seqs=1))
     plan = engine.runner.run
     assert isinstance(plan, Plan)  # noqa: S101 -- there is no reason why not

@@ -137,6 +137,11 @@ NB_MODULE(_native, m) {
     m.def("draw", [](uintptr_t logits, long V, float temperature, long top_k, float top_p, float min_p, double point) {
         return draw(at<float>(logits), V, {temperature, top_k, top_p, min_p}, point);
     }, released);
+    m.def("pin", [](const std::vector<int>& processors) {
+        for (int processor : processors)
+            if (processor < 0 || processor >= 1024) throw nb::value_error("no such processor");
+        Team::shared().pin(processors);
+    }, released);
     m.def("multiply_rate", &multiply_rate, released);
     m.def("read_rate", [](uintptr_t from, long bytes, int threads) {
         return read_rate(at<uint8_t>(from), bytes, threads);

@@ -75,13 +75,14 @@ void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& o
     if (dense_) best.to_words(input, D_, inputs.words() + m * (best.pairs ? (D_ + 1) / 2 : D_));
 }
 
-void Linear::multiply(Run& run, Own& own, Inputs& inputs, long M, float* y) const {
+void Linear::multiply(Run& run, int member, Inputs& inputs, long M, float* y) const {
+    Own& own = run.own[member];
     // With several tokens the arithmetic counts, and many tasks even out who does how much of it.
     long least = run.team.size() == 1 ? 1 : run.team.size() * (M <= ALONE ? 4 : 16);
     long unit = M <= ALONE ? 1 : 2;  // blocks that are multiplied side by side
     long units = (blocks_ + unit - 1) / unit, tasks = std::min(units, std::max(bytes_ / TASK_BYTES, least));
     bool few = run.step.deterministic || M <= FEW_TOKENS;
-    for (long task; (task = run.team.next()) < tasks;) {
+    for (long task; (task = run.team.next(member, tasks)) >= 0;) {
         long begin = units * task / tasks * unit, end = std::min(blocks_, units * (task + 1) / tasks * unit);
         long first = 0, row = 0;
         for (const Matrix& part : parts_) {

@@ -49,7 +49,7 @@ class Linear : public Op {
             for (long m; (m = run.team.next()) < M;) make_input(row(m), m, M, inputs, own);
             run.team.barrier();
         }
-        multiply(run, own, inputs, M, y);
+        multiply(run, member, inputs, M, y);
         run.team.barrier();
     }
 
@@ -60,7 +60,7 @@ class Linear : public Op {
     static constexpr long ALONE = 2;  // rows whose input every member makes for itself, without waiting
 
     void make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const;
-    void multiply(Run& run, Own& own, Inputs& inputs, long M, float* y) const;
+    void multiply(Run& run, int member, Inputs& inputs, long M, float* y) const;
 
     int source_, target_;
     long source_width_, D_, N_ = 0, blocks_ = 0, bytes_ = 0;

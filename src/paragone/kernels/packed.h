@@ -61,10 +61,12 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
             float first = totals[2 * half], whole = first + totals[2 * half + 1];
             to->totals[2 * half] = to->scales[half] * first;
             to->totals[2 * half + 1] = to->scales[half] * whole;
-            to->start8[2 * half] = -8 * (int32_t)first;
-            to->start8[2 * half + 1] = -8 * (int32_t)whole;
-            to->start128[2 * half] = -128 * (int32_t)first;
-            to->start128[2 * half + 1] = -128 * (int32_t)whole;
+            for (int i = 0; i < 2; i++) {
+                float codes = i ? whole : first;
+                int32_t sum = std::fabs(codes) <= 32 * 128 ? (int32_t)codes : 0;  // it may not be a number
+                to->start8[2 * half + i] = -8 * sum;
+                to->start128[2 * half + i] = -128 * sum;
+            }
         }
     }
 }
@@ -108,7 +110,9 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
     for (long b = 0; b < blocks; b++, panel += SIZE, x++) {
         if (m == 0)
             for (int i = 0; i < P; i++)
-                for (long byte = 0; byte < SIZE; byte += 64) __builtin_prefetch(panel + i * stride + AHEAD + byte);
+                for (long byte = 0; byte < SIZE; byte += 64)
+                    // What a single token reads nobody wants again before the next: it is to push nothing else out.
+                    __builtin_prefetch(panel + i * stride + AHEAD + byte, 0, M == 1 ? 0 : 3);
         for (int half = 0; half < 2; half++) {
             VI whole[M][P * V];
 #pragma GCC unroll 2

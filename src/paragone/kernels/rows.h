@@ -55,7 +55,7 @@ PARAGONE_INLINE void block(const uint16_t* w, long D, const Word* x, long words,
     VF sums[M][R] = {};
     long d = 0, word = 0;
     for (; d + STEP_NUMBERS <= D; d += STEP_NUMBERS, word += W) {
-        for (int r = 0; r < R; r++) __builtin_prefetch(w + r * D + d + R * D);
+        for (int r = 0; r < R; r++) __builtin_prefetch(w + r * D + d + R * D, 0, M == 1 ? 0 : 3);  // as packed.h does
         multiply_step<R, M>(sums, [&](int r) { return w + r * D + d; }, [&](int m) { return x + m * words + word; });
     }
     if (d < D) {

@@ -86,14 +86,14 @@ void Team::run(int size, const std::function<void(int)>& work) {
     size = members(size);
     if (size == 1) {  // nobody else is woken
         size_ = 1;
-        taken_.store(0, std::memory_order_relaxed);
+        count_anew();
         work(0);
         return;
     }
     grow(size);
     work_ = &work;
     size_ = size;
-    taken_.store(0, std::memory_order_relaxed);
+    count_anew();
     left_.store((int)threads_.size(), std::memory_order_relaxed);
     long begin = now();
     runs_.fetch_add(1, std::memory_order_release);
@@ -106,11 +106,39 @@ void Team::run(int size, const std::function<void(int)>& work) {
     lasted_ = now() - begin;
 }
 
+void Team::count_anew() {
+    taken_.store(0, std::memory_order_relaxed);
+    for (int of = 0; of < size_; of++) shares_[of].taken.store(0, std::memory_order_relaxed);
+}
+
 void Team::grow(int size) {
+    if ((int)shares_.size() < size) std::vector<Share>(size).swap(shares_);
     while ((int)threads_.size() + 1 < size) {
         int number = (int)threads_.size() + 1;
         threads_.emplace_back([this, number, seen = runs_.load()] { member(number, seen); });
+        if (!processors_.empty()) place(number);
     }
+}
+
+void Team::pin(const std::vector<int>& processors) {
+    std::lock_guard lock(turn_);
+    processors_ = processors;
+    for (int number = 1; number <= (int)threads_.size(); number++) place(number);
+}
+
+void Team::place(int number) {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (processors_.empty()) {
+        if (sched_getaffinity(0, sizeof set, &set)) return;
+    } else {
+        CPU_ZERO(&set);
+        CPU_SET(processors_[number % processors_.size()], &set);
+    }
+    pthread_setaffinity_np(threads_[number - 1].native_handle(), sizeof set, &set);  // where it may not, it runs anywhere
+#else
+    (void)number;
+#endif
 }
 
 void Team::member(int number, uint32_t seen) {
@@ -128,13 +156,13 @@ void Team::member(int number, uint32_t seen) {
 
 void Team::barrier() {
     if (size_ == 1) {
-        taken_.store(0, std::memory_order_relaxed);
+        count_anew();
         return;
     }
     uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
         arrived_.store(0, std::memory_order_relaxed);
-        taken_.store(0, std::memory_order_relaxed);
+        count_anew();
         phase_.store(phase + 1, std::memory_order_release);
         phase_.notify_all();
         return;

@@ -22,7 +22,22 @@ class Team {
     // The number of the next task that nobody has taken in this phase.
     long next() { return taken_.fetch_add(1, std::memory_order_relaxed); }
 
+    // The next of so many tasks: a member's own share in order, as reading memory likes it, then what others have left
+    // of theirs; -1 where there is none.
+    long next(int member, long tasks) {
+        for (int i = 0; i < size_; i++) {
+            int of = (member + i) % size_;
+            long task = tasks * of / size_ + shares_[of].taken.fetch_add(1, std::memory_order_relaxed);
+            if (task < tasks * (of + 1) / size_) return task;
+        }
+        return -1;
+    }
+
     int size() const { return size_; }
+
+    // Members run on these processors from now on, the second member on the second, and so on; where there are none,
+    // on all that the caller may use. The first member is the caller's thread and stays where it is.
+    void pin(const std::vector<int>& processors);
 
     // The process's team. A child that was forked has one of its own.
     static Team& shared();
@@ -30,10 +45,13 @@ class Team {
   private:
     void member(int number, uint32_t seen);
     void grow(int size);
+    void count_anew();
+    void place(int member);
     int members(int size);
 
     std::mutex turn_;
     std::vector<std::thread> threads_;
+    std::vector<int> processors_;
     const std::function<void(int)>* work_ = nullptr;
     int size_ = 1;
     int pause_ = 0, paused_ = 0;  // runs with fewer members: of a pause, and left of this one
@@ -47,4 +65,8 @@ class Team {
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
     alignas(64) std::atomic<long> taken_{0};
+    struct alignas(64) Share {
+        std::atomic<long> taken{0};
+    };
+    std::vector<Share> shares_{1};
 };

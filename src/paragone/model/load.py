@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
+from paragone.checkpoint.packed_file import packed_path
 from paragone.model.attention import Attention
 from paragone.model.block import BLOCKS, Block
 from paragone.model.decoder import Decoder
@@ -26,7 +27,7 @@ from paragone.model.parameters import (
     gate_up_parts,
     qkv_parts,
 )
-from paragone.model.precision import Precision, check_precision
+from paragone.model.precision import MOST_BITS, Precision, check_precision
 from paragone.model.read import Parameters, Progress
 from paragone.model.spec import BLOCK_NORMS, LayerSpec
 from paragone.ops.packed import PackedMatrix
@@ -37,17 +38,25 @@ def load_decoder(
     precision: Precision = "bf16",
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
+    *,
+    keep_packed: bool = False,
 ) -> Decoder:
-    """Builds the decoder of a checkpoint at a precision.
+    """Builds the decoder of a checkpoint at a precision. `keep_packed`: weights in eight bits or fewer are
+    kept on disk, and mapped from there the next time.
 
     Raises BadConfiguration for a configuration that is not understood, MalformedData where tensors are
     missing, left over or of the wrong shape.
     """
     check_precision(precision)
     spec = spec_of(checkpoint)
-    read = Parameters(checkpoint, family_of(checkpoint), spec, precision, torch.device(device), progress)
+    keep = packed_path(checkpoint.files, precision) if keep_packed and precision in MOST_BITS else None
+    read = Parameters(
+        checkpoint, family_of(checkpoint), spec, precision, torch.device(device), progress, keep
+    )
     with torch.inference_mode():
-        return _Loader(read).decoder()
+        decoder = _Loader(read).decoder()
+    read.keep_made()
+    return decoder
 
 
 class _Loader:

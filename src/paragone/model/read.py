@@ -4,7 +4,9 @@ Matrices are read and converted in runs of rows, and nothing is held twice; the 
 once it has been taken over.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
+from paragone.checkpoint.packed_file import Kept, Meaning, fits, read_packed, write_packed
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import MalformedData
 from paragone.model.families import Family
@@ -46,7 +49,9 @@ class Parameters:
         precision: Precision,
         device: torch.device,
         progress: Progress | None,
+        keep: Path | None,
     ) -> None:
+        """`keep`: the file in which packed matrices are kept, or are to be."""
         self.checkpoint, self.family, self.spec = checkpoint, family, spec
         self.precision, self.device, self.progress = precision, device, progress
         self.dtype = activation_dtype(precision)
@@ -54,6 +59,10 @@ class Parameters:
         self.bytes_done = 0
         self.bytes_total = sum(t.nbytes for t in checkpoint.tensors.values())
         self.check_names()
+        self.keep = keep
+        self.kept = {} if keep is None else read_packed(keep)
+        self.to_keep: dict[str, PackedMatrix] = {}
+        self.made_any = False  # that is not kept yet
 
     def linear(
         self,
@@ -115,6 +124,17 @@ class Parameters:
     def packed(self, name: str, size: int, width: int, limit: int) -> PackedMatrix:
         """A matrix in at most so many bits. What the file has in as many or fewer keeps its integers."""
         tensor = self.take(name, self.stored_shape(name, size, width))
+        kept = self.kept.get(name)
+        matrix = None if kept is None else as_matrix(kept, size, width)
+        if matrix is None:
+            matrix, self.made_any = self.made_packed(tensor, name, size, width, limit), True
+        else:
+            self.done(tensor)
+        if self.keep is not None:
+            self.to_keep[name] = matrix
+        return matrix.to(self.device)
+
+    def made_packed(self, tensor: StoredTensor, name: str, size: int, width: int, limit: int) -> PackedMatrix:
         keeps = tensor.type.is_quantized and tensor.type.code_bits <= limit
         if keeps and template(name) not in self.family.transposed:
             return self.repacked(tensor, name, size, width)
@@ -122,14 +142,14 @@ class Parameters:
         quantize = quantize_int8 if limit == 8 else quantize_int4
         for at, rows in self.row_chunks(name, size, width):
             matrix.put(at, *quantize(rows))
-        return matrix.to(self.device)
+        return matrix
 
     def repacked(self, tensor: StoredTensor, name: str, size: int, width: int) -> PackedMatrix:
         """A matrix with the integers that the file has."""
         first = tensor.groups(np.zeros(1, dtype=np.int64))
         packing = Packing(tensor.type.code_bits, first.minimum is not None, first.q.shape[-1] == 16)
-        matrix = PackedMatrix(size, width, packing)
-        matrix.order = None if tensor.order is None else torch.from_numpy(tensor.order)
+        order = None if tensor.order is None else torch.from_numpy(tensor.order)
+        matrix = PackedMatrix(size, width, packing, order=order)
         step = max(1, MAPPED_BYTES * size // tensor.nbytes)
         for at, ids in self.row_runs(tensor, name, size, step):
             if matrix.repack(at, tensor.type.name, tensor.address, ids):
@@ -140,7 +160,17 @@ class Parameters:
             flat = torch.from_numpy(codes.reshape(len(ids), -1))
             matrix.put(at, flat, torch.from_numpy(groups.scale), minimum)
         self.done(tensor)
-        return matrix.to(self.device)
+        return matrix
+
+    def keep_made(self) -> None:
+        """Keeps all packed matrices where one of them is new. Where that fails, a warning says why."""
+        if self.keep is None or not self.made_any:
+            return
+        try:
+            kept = {name: as_kept(matrix) for name, matrix in self.to_keep.items()}
+            write_packed(self.keep, kept, self.checkpoint.files)
+        except OSError as err:
+            warnings.warn(f"packed weights are not kept: {self.keep}: {err.strerror}", stacklevel=2)
 
     def row_runs(
         self, tensor: StoredTensor, name: str, size: int, step: int
@@ -221,6 +251,24 @@ class Parameters:
                 f"{self.checkpoint.path}: {' and '.join(found)}: "
                 f"{self.checkpoint.config_path.name} describes another model than the weights"
             )
+
+
+def as_matrix(kept: Kept, rows: int, width: int) -> PackedMatrix | None:
+    """A matrix where it lies in a file; none where it is not what it should be."""
+    meaning = kept.meaning
+    packing = Packing(meaning.bits, meaning.has_minimum, meaning.fine, meaning.unit)
+    if not fits(kept, rows, width, packing.block_bytes):
+        return None
+    order = None if kept.order is None else torch.from_numpy(kept.order)
+    return PackedMatrix(rows, width, packing, torch.from_numpy(kept.panels), order)
+
+
+def as_kept(matrix: PackedMatrix) -> Kept:
+    """The same for a file."""
+    p = matrix.packing
+    meaning = Meaning(matrix.rows, matrix.width, p.bits, p.has_minimum, p.fine, p.unit)
+    order = None if matrix.order is None else matrix.order.cpu().numpy()
+    return Kept(meaning, matrix.panels.cpu().numpy(), order)
 
 
 def _some(names: list[str]) -> str:

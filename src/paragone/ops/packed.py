@@ -60,14 +60,22 @@ class PackedMatrix:
     """(rows, width) in one of the layouts. `panels` is (panels, blocks, bytes of a block) of uint8; where
     there is an `order` (width) of int32, input i of the panels is input order[i] of the matrix."""
 
-    order: Tensor | None = None
-
-    def __init__(self, rows: int, width: int, packing: Packing, device: torch.device | None = None) -> None:
-        self.rows, self.width, self.packing = rows, width, packing
-        shape = -(-rows // PANEL), -(-width // BLOCK), packing.block_bytes
-        self.panels = torch.empty(shape, dtype=torch.uint8, device=device)
-        if rows % PANEL:  # lanes of rows that there are not; all others are written
-            self.panels[-1:].zero_()
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        packing: Packing,
+        panels: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> None:
+        """Without panels all rows are still to be put."""
+        self.rows, self.width, self.packing, self.order = rows, width, packing, order
+        if panels is None:
+            shape = -(-rows // PANEL), -(-width // BLOCK), packing.block_bytes
+            panels = torch.empty(shape, dtype=torch.uint8)
+            if rows % PANEL:  # lanes of rows that there are not
+                panels[-1:].zero_()
+        self.panels = panels
 
     @property
     def nbytes(self) -> int:

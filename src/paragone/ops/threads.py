@@ -1,16 +1,20 @@
-"""How many threads the kernels use: PARAGONE_THREADS, or what `set_threads` says, or what is fastest here.
+"""How many threads the kernels use, and where: PARAGONE_THREADS and PARAGONE_PIN, or what `set_threads` says,
+or what is fastest here.
 
 The last is measured once, in a tenth of a second, and remembered under Paragone's folder. Counting processors
 is not enough: a container may have less of their time than it sees, and two that share a core multiply no
-faster.
+faster. Threads stay on a processor of their own (pinned) only where that is clearly faster: several processes
+that do so get in each other's way.
 """
 
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from paragone import limits, paths
 from paragone.errors import UsageError
@@ -19,8 +23,11 @@ from paragone.kernels import native
 BYTES = 24 << 20  # read in a measurement: more than nearest caches hold
 ROUNDS = 3
 BETTER = 0.97  # of the time: more threads must be faster than this to be worth it
+PINNED_BETTER = 0.9  # and a processor of their own
+CORES = Path("/sys/devices/system/cpu")
 
 _chosen: int | None = None
+_pinned = False
 
 
 def set_threads(count: int) -> None:
@@ -34,32 +41,75 @@ def threads() -> int:
     """How many threads the kernels use now."""
     global _chosen  # noqa: PLW0603
     if _chosen is None:
-        _chosen = _from_environment() or (torch.get_num_threads() if native is None else _measured())
+        count, pinned = _number("PARAGONE_THREADS", 1, limits.THREADS), _number("PARAGONE_PIN", 0, 1)
+        if native is None:
+            _chosen = count or torch.get_num_threads()
+            return _chosen
+        if count is None:
+            count, measured = _measured()
+            pinned = measured if pinned is None else pinned
+        _pin(bool(pinned))
+        _chosen = count
     return _chosen
 
 
-def _from_environment() -> int | None:
-    value = os.environ.get("PARAGONE_THREADS")
+def pinned() -> bool:
+    """Whether each thread has a processor of its own."""
+    return _pinned
+
+
+def _pin(wanted: bool) -> None:
+    global _pinned  # noqa: PLW0603
+    native.pin(one_of_each_core(processors()) if wanted else [])
+    _pinned = wanted
+
+
+def processors() -> list[int]:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def one_of_each_core(numbers: Sequence[int]) -> list[int]:
+    """Processors, those first that share a core with none before them."""
+    seen: set[str] = set()
+    first: list[int] = []
+    rest: list[int] = []
+    for number in numbers:
+        core = str(number)
+        with contextlib.suppress(OSError):
+            core = (CORES / f"cpu{number}" / "topology" / "thread_siblings_list").read_text()
+        (rest if core in seen else first).append(number)
+        seen.add(core)
+    return first + rest
+
+
+def _number(name: str, least: int, most: int) -> int | None:
+    """The number that an environment variable says."""
+    value = os.environ.get(name)
     if not value:
         return None
-    if not value.isdecimal() or not 1 <= int(value) <= limits.THREADS:
-        raise UsageError(f"PARAGONE_THREADS is {value!r}, not a whole number from 1 to {limits.THREADS}")
+    if not value.isdecimal() or not least <= int(value) <= most:
+        raise UsageError(f"{name} is {value!r}, not a whole number from {least} to {most}")
     return int(value)
 
 
-def _measured() -> int:
-    """The fastest number, from the file where it is remembered for such a machine, or measured."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    file, machine = paths.home() / "threads.json", f"{processors} processors, {native.level}"
+def _measured() -> tuple[int, bool]:
+    """The fastest number, and whether pinned, from the file where it is remembered for such a machine, or
+    measured."""
+    count = len(processors())
+    file, machine = paths.home() / "threads.json", f"{count} processors, {native.level}"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(file.read_text())
-        if known["machine"] == machine and 1 <= int(known["threads"]) <= processors:
-            return int(known["threads"])
-    count = fastest(_candidates(processors))
+        if known["machine"] == machine and 1 <= int(known["threads"]) <= count:
+            return int(known["threads"]), bool(known["pinned"])
+    best = fastest(_candidates(count))
+    pinned = gains_by_pinning(best)
     with contextlib.suppress(OSError):  # where it cannot be kept it is measured again
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"machine": machine, "threads": count}))
-    return count
+        file.write_text(json.dumps({"machine": machine, "threads": best, "pinned": pinned}))
+    return best, pinned
 
 
 def _candidates(processors: int) -> list[int]:
@@ -73,10 +123,27 @@ def fastest(counts: Iterable[int]) -> int:
     best, least = 1, float("inf")
     for count in counts:
         native.read_rate(memory.data_ptr(), BYTES, count)  # the threads are started
-        times = []
-        for _ in range(ROUNDS):
-            reading = BYTES / native.read_rate(memory.data_ptr(), BYTES, count)
-            times.append(reading + 1e9 / native.multiply_rate(True, count))
-        if min(times) < BETTER * least:
-            best, least = count, min(times)
+        spent = min(_seconds(memory, count) for _ in range(ROUNDS))
+        if spent < BETTER * least:
+            best, least = count, spent
     return best
+
+
+def gains_by_pinning(count: int) -> bool:
+    """Whether so many threads are clearly faster on processors of their own; measured in turn."""
+    if count == 1:
+        return False
+    memory = torch.ones(BYTES, dtype=torch.uint8)
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(ROUNDS):
+        for wanted, times in spent.items():
+            _pin(wanted)
+            times.append(_seconds(memory, count))
+    _pin(False)
+    return min(spent[True]) < PINNED_BETTER * min(spent[False])
+
+
+def _seconds(memory: Tensor, count: int) -> float:
+    """For reading it, and for 10^9 products."""
+    reading = len(memory) / native.read_rate(memory.data_ptr(), len(memory), count)
+    return float(reading + 1e9 / native.multiply_rate(True, count))
