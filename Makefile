@@ -49,7 +49,7 @@ SANITIZED := build/sanitize
 sanitize: $(VENV)/dev  ## the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PIP) install --quiet cmake ninja nanobind
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-		-DCMAKE_BUILD_TYPE=Release -DPARAGONE_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+		-DPARAGONE_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PARAGONE_NATIVE=$$(ls $(SANITIZED)/_native*.so) \

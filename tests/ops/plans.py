@@ -1,0 +1,111 @@
+"""Single operations of the kernels as plans of their own."""
+
+import numpy as np
+import torch
+
+from paragone import kernels
+from paragone.ops.packed import PackedMatrix, Packing
+from paragone.ops.paged import row_shape
+
+native = kernels.native
+PAIRS = native is not None and native.pairs
+STEP = 2**-8 if PAIRS else 2e-6  # of an input of a product with bfloat16
+
+
+def run(x, op, width, deterministic=False):
+    """One operation from rows x (T, D) to (T, width)."""
+    plan, y = native.Plan([x.shape[1]]), torch.full((len(x), width), 77.0)
+    plan.add(op)
+    best = torch.zeros(len(x), dtype=torch.int64)
+    plan.run_head(2, len(x), x.data_ptr(), deterministic, y.data_ptr(), best.data_ptr())
+    return y
+
+
+def linear(parts, bias=None, prologue=None, source_width=None):
+    """A product from the plan's input to its output. Parts must stay alive."""
+
+    def seen(part):
+        if isinstance(part, torch.Tensor):
+            return native.dense(part.data_ptr(), len(part))
+        p = part.packing
+        return native.packed(
+            part.panels.data_ptr(), part.rows, part.width, p.bits, p.has_minimum, p.fine, p.unit
+        )
+
+    width = parts[0].width if isinstance(parts[0], PackedMatrix) else parts[0].shape[1]
+    at = 0 if bias is None else bias.data_ptr()
+    return native.Linear(
+        native.X, source_width or width, native.OUT, width, [seen(part) for part in parts], at,
+        prologue or native.Prologue(), False,
+    )  # fmt: skip
+
+
+def inputs(T, D):
+    """(T, D) that eight bits hold: whole multiples of a power of two, the largest 127 of them in every run of 32."""
+    codes = torch.randint(-127, 128, (T, D)).float()
+    codes[:, ::32] = 127.0
+    scale = 2.0 ** torch.randint(-4, 3, (T, -(-D // 32))).repeat_interleave(32, 1)[:, :D]
+    return codes * scale
+
+
+FORMATS = [
+    Packing(bits, minimum, fine) for bits in (4, 8) for minimum in (False, True) for fine in (False, True)
+]
+SHAPES = [(1, 1), (3, 32), (17, 64), (33, 576), (100, 1536), (5, 33), (16, 7), (40, 65), (300, 200)]
+
+
+def random_packed(rows, width, packing):
+    codes = torch.randint(0, 2**packing.bits, (rows, width), dtype=torch.uint8)
+    groups = -(-width // packing.group)
+    scale = packing.rounded(torch.rand(rows, groups) * 0.01)
+    minimum = packing.rounded(-torch.rand(rows, groups) * 0.05) if packing.has_minimum else None
+    matrix = PackedMatrix(rows, width, packing)
+    matrix.put(0, codes, scale, minimum)
+    return matrix, codes, scale, minimum
+
+
+def run_in_place(x, op):
+    plan = native.Plan([x.shape[1]])
+    plan.add(op)
+    plan.run_head(2, len(x), x.data_ptr(), False, 0, 0)
+
+
+def heads_spec(sizes, cache, *, rope=None, neighbours=False, norm=None, l2=False, scale=1.0, warmth=(0, 0.0)):
+    eight_bit = cache.dtype == torch.uint8
+    at = 0 if norm is None else norm.data_ptr()
+    cos, sin = (-1, -1) if rope is None else (1, 2)
+    return native.HeadsSpec(
+        buffer=native.X, cos=cos, sin=sin, sizes=sizes, rope_dim=rope or 0, neighbours=neighbours, norm=at, l2=l2,
+        eps=1e-6, scale=scale, temperature_floor=warmth[0], temperature_scale=warmth[1], pool=0,
+        cache=cache.data_ptr(), block_size=cache.shape[2], eight_bit=eight_bit,
+    )  # fmt: skip
+
+
+class Texts:
+    """Sequences in blocks that lie anywhere: (start, count) of each part."""
+
+    def __init__(self, parts, K, E, size=8, eight_bit=False):
+        self.parts, self.size = parts, size
+        longest = max(start + count for start, count in parts)
+        width = -(-longest // size)
+        self.tables = torch.randperm(len(parts) * width).int().view(len(parts), width)
+        length, dtype = row_shape(E, torch.bfloat16, eight_bit=eight_bit)
+        self.cache = torch.zeros(len(parts) * width, 2 * K, size, length, dtype=dtype)
+        if not eight_bit:
+            self.cache.normal_()
+        else:
+            self.cache[..., :-2] = torch.randint(0, 256, self.cache[..., :-2].shape).to(torch.uint8)
+            self.cache[..., -2:] = (torch.rand(*self.cache.shape[:-1], 1) * 0.03).bfloat16().view(torch.uint8)
+        self.positions = np.concatenate([np.arange(s, s + c) for s, c in parts])
+
+    def run(self, ops, x, out, view=("full", 0), bias=None, inverse=None, deterministic=False):
+        half = 0 if inverse is None else len(inverse)
+        plan = native.Plan([x.shape[1], half, half])
+        plan.add_pool(*view)
+        for op in ops:
+            plan.add(op)
+        one = torch.ones(1)
+        ropes = [] if inverse is None else [(inverse.data_ptr(), one.data_ptr(), 0)]
+        parts = [(s, c, [table.tolist()]) for (s, c), table in zip(self.parts, self.tables, strict=True)]
+        where = (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0))
+        plan.run(2, len(x), x.data_ptr(), ropes, parts, self.size, deterministic, *where, out=out.data_ptr())

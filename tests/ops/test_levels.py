@@ -1,0 +1,36 @@
+"""The tests of the kernels at every instruction level that this machine has."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paragone import kernels
+
+LEVELS = "base", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_in_software", "amx"
+FILES = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("products", "attention", "rowwise")]
+
+
+def test_the_kernels_are_built_here():
+    assert kernels.native is not None
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_passes(level):
+    """Those files again, in a process that is held to a level; this one has the best."""
+    if level == kernels.native.level:
+        return
+    found = subprocess.run(
+        [sys.executable, "-c", "from paragone.kernels import native; print(native.level)"],
+        env=os.environ | {"PARAGONE_KERNELS": level}, capture_output=True, text=True,
+    )  # fmt: skip
+    if found.stdout.strip() != level:
+        assert level != "base"  # the machine does not have this level, and said so by taking its best
+        return
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES],
+        env=os.environ | {"PARAGONE_KERNELS": level}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:]

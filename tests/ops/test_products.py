@@ -1,0 +1,127 @@
+"""Products with packed weights and with bfloat16, against their references.
+
+Tolerances: packed products are exact but for the order of summation, for the inputs are chosen so that eight bits
+hold them; products with bfloat16 round their inputs where the level multiplies pairs (2^-9 of their size), else
+nothing.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paragone.ops.packed import PackedMatrix, Packing
+from paragone.quant.rtn import INT4, INT8, quantize_int4, quantize_int8
+from tests.ops.plans import FORMATS, PAIRS, SHAPES, inputs, linear, random_packed, run
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("packing", FORMATS, ids=str)
+def test_packing_keeps_every_integer(packing, shape):
+    rows, width = shape
+    matrix, codes, scale, minimum = random_packed(rows, width, packing)
+    other = PackedMatrix(rows, width, packing)
+    for at in range(0, rows, 5):  # in pieces, and without the kernels
+        part = slice(at, at + 5)
+        other._put(at, codes[part], scale[part], None if minimum is None else minimum[part])
+    assert torch.equal(matrix.panels, other.panels)
+
+    def spread(values):
+        return values.repeat_interleave(packing.group, 1)[:, :width]
+
+    want = (codes.float() - packing.center) * spread(scale)
+    want = want if minimum is None else want + spread(minimum)
+    assert torch.equal(matrix.dequantize(), want)
+    assert torch.equal(matrix.dequantize(rows // 2, rows), want[rows // 2 :])
+    ids = [rows - 1, 0, rows // 2]
+    torch.testing.assert_close(matrix.rows_of(ids), want[ids], rtol=1e-6, atol=0)
+    for wrong in (-1, rows):
+        with pytest.raises(IndexError):
+            matrix.rows_of([0, wrong])
+
+
+@pytest.mark.parametrize(
+    "quantize", [(quantize_int8, INT8, 0.006), (quantize_int4, INT4, 0.08)], ids=("int8", "int4")
+)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rounding_to_nearest(quantize, shape):
+    function, packing, most = quantize
+    weight = torch.randn(shape) * torch.logspace(-4, 2, shape[0])[:, None]
+    matrix = PackedMatrix(*shape, packing)
+    matrix.put(0, *function(weight))
+    off = (matrix.dequantize() - weight).abs().amax(1) / weight.abs().amax(1)
+    assert off.max() <= most
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 9, 40])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("packing", FORMATS, ids=str)
+def test_packed_products(packing, shape, tokens):
+    matrix = random_packed(*shape, packing)[0]
+    x, bias = inputs(tokens, shape[1]), torch.randn(shape[0])
+    want = x.double() @ matrix.dequantize().double().T + bias.double()
+    size = x.double().abs() @ matrix.dequantize().double().abs().T + bias.abs()
+    got = run(x, linear([matrix], bias), shape[0])
+    assert ((got - want).abs() <= 2e-6 * size).all()
+
+
+def test_inputs_in_eight_bits():
+    """What rounding costs: half a code of the largest of 32."""
+    x, eye = torch.randn(50, 96) * torch.logspace(-6, 6, 50)[:, None], PackedMatrix(96, 96, Packing(8))
+    eye.put(0, (torch.eye(96) + 128).to(torch.uint8), torch.ones(96, 3), None)
+    groups = x.unflatten(1, (3, 32))
+    most = groups.abs().amax(2, keepdim=True) / 127 * 0.5001
+    assert ((run(x, linear([eye]), 96).unflatten(1, (3, 32)) - groups).abs() <= most).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 13, 17, 40])
+@pytest.mark.parametrize("shape", [*SHAPES, (129, 2048), (48, 4200)], ids=str)
+def test_bfloat16_products(shape, tokens):
+    weight, x = torch.randn(shape).bfloat16(), torch.randn(tokens, shape[1])
+    x = x.bfloat16().float() if PAIRS else x
+    cut = shape[0] // 3  # in two parts, as q, k and v lie apart in files
+    parts = [weight[:cut].clone(), weight[cut:].clone()] if cut else [weight]
+    bias = torch.randn(shape[0])
+    want = x.double() @ weight.double().T + bias.double()
+    size = x.double().abs() @ weight.double().abs().T + bias.abs()
+    for deterministic in (False, True):
+        assert ((run(x, linear(parts, bias), shape[0], deterministic) - want).abs() <= 2e-6 * size).all()
+
+
+def test_parts_of_several_kinds():
+    x, dense = inputs(9, 64), torch.randn(20, 64).bfloat16()
+    parts = [random_packed(17, 64, FORMATS[0])[0], dense, random_packed(40, 64, FORMATS[7])[0]]
+    whole = torch.cat([parts[0].dequantize(), dense.float(), parts[2].dequantize()])
+    want = x.double() @ whole.double().T
+    assert (run(x, linear(parts), 77) - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["bf16", *FORMATS], ids=str)
+@pytest.mark.parametrize("shape", [(5, 32), (100, 96), (33, 576)], ids=str)
+def test_products_do_not_depend_on_neighbours(kind, shape):
+    """What the deterministic mode stands on: a row's result is the same to the bit among any others."""
+    part = torch.randn(shape).bfloat16() if kind == "bf16" else random_packed(*shape, kind)[0]
+    x = torch.randn(70, shape[1])
+    whole = run(x, linear([part]), shape[0], deterministic=True)
+    for first, last in ((0, 1), (3, 5), (7, 11), (20, 37), (1, 70)):
+        alone = run(x[first:last].clone(), linear([part]), shape[0], deterministic=True)
+        assert torch.equal(alone, whole[first:last])
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_so(strange):
+    x = torch.randn(1, 64)
+    x[0, 40] = strange
+    for part in (torch.randn(8, 64).bfloat16(), *(random_packed(8, 64, packing)[0] for packing in FORMATS)):
+        assert not run(x, linear([part]), 8).isfinite().any()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 70), st.integers(1, 200), st.integers(1, 35), st.sampled_from([None, *FORMATS]))
+def test_any_shape(rows, width, tokens, packing):
+    part = torch.randn(rows, width).bfloat16() if packing is None else random_packed(rows, width, packing)[0]
+    whole = part.float() if packing is None else part.dequantize()
+    x = inputs(tokens, width)
+    want = x.double() @ whole.double().T
+    size = x.double().abs() @ whole.double().abs().T + 1e-9
+    assert ((run(x, linear([part]), rows) - want).abs() <= 2e-6 * size).all()

@@ -1,0 +1,111 @@
+"""Norms, activations, mixtures of experts and logits, against their references."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from paragone.model.linear import Linear
+from paragone.model.mlp import MLP, MoE
+from paragone.model.spec import MoESpec
+from paragone.ops.activation import activate
+from paragone.ops.norm import rms_norm_reference
+from tests.ops.plans import PAIRS, STEP, linear, native, run, run_in_place
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 64, 576, 2304])
+def test_norms(width):
+    x, weight, bias = 3 * torch.randn(5, width) + 1, torch.randn(width), torch.randn(width)
+    rms = native.norm("rms", weight.data_ptr(), 0, 1e-5, width)
+    got = x.clone()
+    run_in_place(got, native.Norm(native.X, native.X, width, rms, False))
+    torch.testing.assert_close(got, rms_norm_reference(x, weight, 1e-5), rtol=1e-5, atol=1e-5)
+    added = x.clone()
+    run_in_place(added, native.Norm(native.X, native.X, width, rms, True))
+    torch.testing.assert_close(added, x + rms_norm_reference(x, weight, 1e-5), rtol=1e-5, atol=1e-5)
+    layer = native.norm("layer", weight.data_ptr(), bias.data_ptr(), 1e-5, width)
+    got = x.clone()
+    run_in_place(got, native.Norm(native.X, native.X, width, layer, False))
+    torch.testing.assert_close(got, F.layer_norm(x, (width,), weight, bias, 1e-5), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("width", [1, 16, 33, 512])
+def test_activations(activation, gated, width):
+    """Before a product with the unit matrix, in bfloat16."""
+    x = 8 * torch.randn(3, width * (1 + gated))
+    x[0, 0], x[1, 0], x[2, 0] = -100.0, 100.0, 0.0  # beyond what e^x can hold
+    eye = torch.eye(width).bfloat16()
+    got = run(x, linear([eye], None, native.activated(activation, gated), x.shape[1]), width)
+    # In double: in float32, 1 + tanh loses what is left of it for large negative gates.
+    want = activate(x[:, :width].double(), activation) * (x[:, width:].double() if gated else 1.0)
+    assert ((got - want).abs() <= max(STEP, 4e-6) * want.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 30])
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_mixtures(tokens, score, renormalise, shared):
+    D, inner, count = 32, 48, 6
+
+    def matrix(rows, width):
+        return Linear([torch.randn(rows, width).bfloat16() * width**-0.5])
+
+    def mlp(width=inner):
+        return MLP("silu", matrix(2 * width, D), matrix(D, width))
+
+    spec = MoESpec(count, 2, inner, score, renormalise and score == "softmax", float32_weights=True)
+    moe = MoE(spec, matrix(count, D), [mlp() for _ in range(count)], mlp(16) if shared else None,
+              matrix(1, D) if shared else None)  # fmt: skip
+    weight, x = torch.rand(D) + 0.5, torch.randn(tokens, D)
+    wide = MoE(spec, widened(moe.router), [widened(e) for e in moe.experts], moe.shared and widened(moe.shared),
+               moe.shared_gate and widened(moe.shared_gate))  # fmt: skip
+    want = x + wide(rms_norm_reference(x, weight, 1e-5))
+
+    def product(of, source, target, prologue=None, source_width=None):
+        part = native.dense(of.parts[0].data_ptr(), of.out_features)
+        return native.Linear(source, source_width or of.in_features, target, of.in_features, [part], 0,
+                             prologue or native.Prologue(), False)  # fmt: skip
+
+    def pair(of):
+        act = native.activated("silu", True)
+        return product(of.up, 1, 3), product(of.down, 3, 4, act, of.up.out_features)
+
+    op = native.Mixture(
+        buffers=(1, 2, 3, 4), D=D, top_k=2, norm=native.norm("rms", weight.data_ptr(), 0, 1e-5, D),
+        router=product(moe.router, 1, 2), experts=[pair(e) for e in moe.experts], sigmoid=score == "sigmoid",
+        renormalise=spec.renormalise, shared=[pair(moe.shared)] if shared else [],
+        shared_gate=[product(moe.shared_gate, 1, 2)] if shared else [],
+    )  # fmt: skip
+    plan = native.Plan([D, D, count, 2 * inner, D])
+    plan.add(op)
+    plan.run_head(2, tokens, x.data_ptr(), False, 0, 0)
+    # A router's inputs are rounded too: where two experts are as good as each other, another may be chosen.
+    close = ((x - want).abs().amax(1) <= (0.05 if PAIRS else 1e-4) * want.abs().max()).float().mean()
+    assert close >= (0.9 if PAIRS else 1.0)
+
+
+def widened(of):
+    """A matrix or an MLP in float32."""
+    if isinstance(of, MLP):
+        return MLP(of.activation, widened(of.up), widened(of.down), is_gated=of.is_gated)
+    return Linear([part.float() for part in of.parts])
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 100, 49152])
+def test_the_largest_logit(width):
+    for softcap in (0.0, 20.0):
+        x = 30 * torch.randn(5, width)
+        x[1, width // 2], x[2] = 1000.0, -5.0
+        x[3, width // 3] = float("nan")
+        y, best = x.clone(), torch.zeros(5, dtype=torch.int64)
+        plan = native.Plan([width])
+        plan.add(native.Logits(width, softcap))
+        plan.run_head(2, 5, x.data_ptr(), False, y.data_ptr(), best.data_ptr())
+        capped = torch.tanh(x / softcap) * softcap if softcap else x
+        torch.testing.assert_close(y, capped, rtol=1e-5, atol=1e-5, equal_nan=True)
+        assert best[3] == -1
+        rows = torch.tensor([0, 1, 2, 4])
+        assert torch.equal(y[rows, best[rows]], y[rows].amax(1))
+        assert best[2] == 0  # of equal ones the first
