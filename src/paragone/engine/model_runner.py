@@ -32,12 +32,15 @@ class ModelRunner:
         self.cache = PagedCache(
             decoder.spec, num_blocks, config.block_size, decoder.dtype, decoder.device, eight_bit=eight_bit
         )
+        # Logits of a step, until the next: pages that are new each time cost more than the product itself.
+        self._room = torch.empty(0, decoder.spec.vocab_size)
         self.run = forward_over(decoder, self.cache, deterministic=config.deterministic)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
         """Hidden states (N, D) of all tokens; logits (rows, V): for each scheduled sequence in order, of its
-        last `num_logits` tokens; and the most likely token of each of these rows."""
+        last `num_logits` tokens; and the most likely token of each of these rows. The logits hold until the
+        next call."""
         ids: list[int] = []
         wanted: list[int] = []
         for part in batch.scheduled:
@@ -49,7 +52,10 @@ class ModelRunner:
         parts = [Part(p.start, p.count, p.sequence.slots.tables) for p in batch.scheduled]
         lengths = [max(len(p.sequence.token_ids), p.start + p.count) for p in batch.scheduled]
         hidden = self.run.hidden(ids, parts, lengths)
-        return hidden, *self.run.logits(hidden if len(wanted) == len(ids) else hidden[wanted])
+        if len(self._room) < len(wanted):
+            self._room = torch.empty(len(wanted), self.decoder.spec.vocab_size)
+        rows = hidden if len(wanted) == len(ids) else hidden[wanted]
+        return hidden, *self.run.logits(rows, self._room)
 
     @torch.inference_mode()
     def logprobs(self, hidden_ND: Tensor, next_ids: list[int], top: int) -> list[TokenLogprobs]:

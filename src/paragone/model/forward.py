@@ -20,8 +20,9 @@ class Forward(Protocol):
         """Hidden states (N, D) of a step's tokens, for `logits` to take. Each part belongs to a text that has
         or will have so many tokens."""
 
-    def logits(self, hidden_ND: Tensor) -> tuple[Tensor, list[int]]:
-        """Logits (N, V), and the most likely token of each row."""
+    def logits(self, hidden_ND: Tensor, room: Tensor | None = None, /) -> tuple[Tensor, list[int]]:
+        """Logits (N, V), and the most likely token of each row. They may be written into `room`, which is
+        (N or more, V) of float32."""
 
 
 class TorchForward:
@@ -37,7 +38,7 @@ class TorchForward:
         ids_1N = torch.tensor([ids], device=self.decoder.device)
         return self.decoder.run(ids_1N, cos_sin, memory.positions, memory)[0]
 
-    def logits(self, hidden_ND: Tensor) -> tuple[Tensor, list[int]]:
+    def logits(self, hidden_ND: Tensor, _room: Tensor | None = None, /) -> tuple[Tensor, list[int]]:
         """As `Forward`."""
         logits = self.decoder.logits(hidden_ND)
         return logits, logits.float().argmax(-1).tolist()

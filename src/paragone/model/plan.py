@@ -279,11 +279,11 @@ class Plan:
             self._bias = bias[0].contiguous()
         return self._bias
 
-    def logits(self, hidden_ND: Tensor) -> tuple[Tensor, list[int]]:
+    def logits(self, hidden_ND: Tensor, room: Tensor | None = None, /) -> tuple[Tensor, list[int]]:
         """Logits (N, V) in float32 of rows that `hidden` gave, and the most likely token of each; -1 where
         they are no numbers."""
         rows = hidden_ND.contiguous()
-        out = torch.empty(len(rows), self.decoder.spec.vocab_size)
+        out = torch.empty(len(rows), self.decoder.spec.vocab_size) if room is None else room[: len(rows)]
         best = torch.empty(len(rows), dtype=torch.int64)
         for at in range(0, len(rows), MOST_TOKENS):
             here = min(MOST_TOKENS, len(rows) - at)
