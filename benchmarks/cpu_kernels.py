@@ -66,6 +66,7 @@ def rounds_of(count: int) -> list[dict[str, Measured]]:
         measured["start"] = {
             "Paragone": run(sys.executable, "own_kernels.py", "start", path, precision)[0],
             "llama.cpp": run(llama, "peer_llamacpp.py", "start", path)[0],
+            "vLLM": run(vllm, "peer_vllm.py", "start", exported())[0],
         }
         found.append(measured)
     return found
@@ -125,7 +126,7 @@ def main(rounds: int, write: bool) -> None:
         for who, keys in (("vLLM", EQUAL + PROMPTS), ("Paragone, equal requests", EQUAL))
     )
     mine += [f"{own(key):.0f}" for key in PROMPTS]
-    start = [f"{median(m['start'][name] for m in found):.2f}" for name in ("Paragone", "llama.cpp")]
+    start = [f"{median(m['start'][name] for m in found):.2f}" for name in found[0]["start"]]
     lines = [
         f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']}; `make bench-kernels`,",
         f"{rounds} round(s), medians. SmolLM2-135M where nothing else is said.",
@@ -146,7 +147,7 @@ def main(rounds: int, write: bool) -> None:
         "",
         f"On registers alone the machine makes {own('int8_tops'):.2f} TOP/s with bytes and",
         f"{own('bf16_tflops'):.2f} TFLOP/s with pairs of bfloat16. From exec to the first token:",
-        f"{start[0]} s (llama.cpp {start[1]} s).",
+        f"{start[0]} s (llama.cpp {start[1]} s, vLLM {start[2]} s).",
     ]
     print("\n".join(lines))
     if write:

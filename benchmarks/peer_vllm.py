@@ -1,10 +1,10 @@
 """vLLM's CPU build on a Hugging Face folder; run by engine.py with the peer's own Python.
 
-    python peer_vllm.py throughput|mixed|prefill FOLDER
+    python peer_vllm.py throughput|mixed|prefill|start FOLDER
 
 `throughput` prints one JSON line with tokens/s, prompts included, of 1, 16 and 64 equal requests of 13 and 64
 tokens; `prefill` one with those of prompts of 512 and 4,096; `mixed` one with what the senders of the
-requests in arrivals.py see.
+requests in arrivals.py see; `start` an empty one after the first token.
 """
 
 import json
@@ -77,11 +77,15 @@ def main(mode: str, folder: str, *numbers: str) -> None:
 
     length = 4608 if mode == "prefill" else 2048
     llm = LLM(folder, dtype="bfloat16", max_model_len=length, enable_prefix_caching=False)
-    llm.generate([PROMPT], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)
+    first = SamplingParams(temperature=0, max_tokens=1 if mode == "start" else 8)
+    llm.generate([PROMPT], first, use_tqdm=False)
+    found: dict[str, float] = {}
     if mode == "prefill":
         found = prefill(llm)
-    else:
-        found = throughput(llm) if mode == "throughput" else mixed(llm, int(numbers[0]), float(numbers[1]))
+    elif mode == "throughput":
+        found = throughput(llm)
+    elif mode == "mixed":
+        found = mixed(llm, int(numbers[0]), float(numbers[1]))
     print(json.dumps(found), flush=True)
 
 
