@@ -8,7 +8,6 @@ long as those are what they were; what does not is deleted by the next load that
 import contextlib
 import hashlib
 import json
-import math
 import os
 import struct
 import tempfile
@@ -150,9 +149,3 @@ def sweep() -> int:
                 freed += path.stat().st_size
                 path.unlink()
     return freed
-
-
-def fits(kept: Kept, rows: int, width: int, block_bytes: int) -> bool:
-    """Whether a matrix is what its meaning says, and of this size."""
-    shape = (math.ceil(rows / 16), math.ceil(width / 64), block_bytes)
-    return (kept.meaning.rows, kept.meaning.width) == (rows, width) and kept.panels.shape == shape

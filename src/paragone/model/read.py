@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
-from paragone.checkpoint.packed_file import Kept, Meaning, fits, read_packed, write_packed
+from paragone.checkpoint.packed_file import Kept, Meaning, read_packed, write_packed
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import MalformedData
 from paragone.model.families import Family
@@ -257,7 +257,7 @@ def as_matrix(kept: Kept, rows: int, width: int) -> PackedMatrix | None:
     """A matrix where it lies in a file; none where it is not what it should be."""
     meaning = kept.meaning
     packing = Packing(meaning.bits, meaning.has_minimum, meaning.fine, meaning.unit)
-    if not fits(kept, rows, width, packing.block_bytes):
+    if (meaning.rows, meaning.width) != (rows, width) or kept.panels.shape != packing.shape(rows, width):
         return None
     order = None if kept.order is None else torch.from_numpy(kept.order)
     return PackedMatrix(rows, width, packing, torch.from_numpy(kept.panels), order)

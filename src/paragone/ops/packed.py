@@ -51,6 +51,10 @@ class Packing:
         scales = BLOCK // self.group * (2 if self.has_minimum else 1)
         return PANEL * (BLOCK * self.bits // 8 + 2 * scales)
 
+    def shape(self, rows: int, width: int) -> tuple[int, int, int]:
+        """Of a matrix's panels: (panels, blocks, bytes of a block)."""
+        return -(-rows // PANEL), -(-width // BLOCK), self.block_bytes
+
     def rounded(self, scales: Tensor) -> Tensor:
         """Scales or minima as they come back from float16, in float32."""
         return (scales / self.unit).clamp(-65504, 65504).half().float() * self.unit
@@ -71,8 +75,7 @@ class PackedMatrix:
         """Without panels all rows are still to be put."""
         self.rows, self.width, self.packing, self.order = rows, width, packing, order
         if panels is None:
-            shape = -(-rows // PANEL), -(-width // BLOCK), packing.block_bytes
-            panels = torch.empty(shape, dtype=torch.uint8)
+            panels = torch.empty(packing.shape(rows, width), dtype=torch.uint8)
             if rows % PANEL:  # lanes of rows that there are not
                 panels[-1:].zero_()
         self.panels = panels
