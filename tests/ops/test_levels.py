@@ -34,3 +34,12 @@ def test_every_level_passes(level):
         env=os.environ | {"PARAGONE_KERNELS": level}, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_a_level_that_is_not_here_is_refused_by_name():
+    found = subprocess.run(
+        [sys.executable, "-c", "import paragone.ops.choose"],
+        env=os.environ | {"PARAGONE_KERNELS": "avx9"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode != 0
+    assert f"PARAGONE_KERNELS is 'avx9'; this machine has {kernels.native.levels[0]}" in found.stderr

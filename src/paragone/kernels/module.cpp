@@ -126,6 +126,9 @@ void unpack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, flo
 NB_MODULE(_native, m) {
     nb::set_leak_warnings(false);  // a model that lives as long as the process is not a leak
     m.attr("level") = best.name;
+    nb::list names;
+    for (const Kernels* level : levels) names.append(level->name);
+    m.attr("levels") = names;
     m.attr("X") = +Run::X;
     m.attr("OUT") = +Run::OUT;
     m.attr("pairs") = best.pairs;

@@ -101,16 +101,14 @@ static void tile(const Word* panel, long stride, long words, const Word* x, long
     for (int i = 0; i < M; i++) finish(to, m + i, first, count, sums[i]);
 }
 
-// Rows [first, first + count) of the outputs, P panels of them, by M tokens. `before` is called with the first token
-// of every tile.
-template <int P, class Before>
+// Rows [first, first + count) of the outputs, P panels of them, by M tokens.
+template <int P>
 static void panels_by_tokens(const Word* panels, long stride, long words, const Word* x, long x_stride, long M,
-                             const Out& to, long first, long count, Before before) {
+                             const Out& to, long first, long count) {
 #if PARAGONE_TILES
-    tiles_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count, before);
+    tiles_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count);
 #else
     auto some = [&]<int COUNT>(long m) {
-        before(m);
         tile<P, COUNT>(panels, stride, words, x + m * x_stride, x_stride, to, m, first, count);
     };
     long m = 0;
@@ -124,50 +122,26 @@ static void panels_by_tokens(const Word* panels, long stride, long words, const 
 #endif
 }
 
-template <int P>
-static void panels_by_tokens(const Word* panels, long stride, long words, const Word* x, long x_stride, long M,
-                             const Out& to, long first, long count) {
-    panels_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count, [](long) {});
-}
-
-// Runs of a weight's numbers: rows [row, row + count), `words` words of each from word `from` on.
-struct RowRun {
-    long row, count, from, words;
-};
-
 static void panels_linear(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to,
                           Word* room) {
     long words = words_of(D);
-    auto run_at = [&](long row, long from) {
-        return RowRun{row, std::min(PANEL_ROWS, last - row), from, std::min(DEPTH, words - from)};
-    };
-    for (RowRun run = run_at(first, 0); run.count > 0;) {
-        RowRun next = run.from + DEPTH < words ? run_at(run.row, run.from + DEPTH) : run_at(run.row + PANEL_ROWS, 0);
-        long d = run.from * NUMBERS;
-        for (long p = 0; p * PANEL < run.count; p++) {
-            const uint16_t* rows[PANEL];
-            long there = std::min(PANEL, run.count - p * PANEL);
-            for (long r = 0; r < there; r++) rows[r] = w + (run.row + p * PANEL + r) * D + d;
-            panel_of_rows(rows, there, std::min(D - d, run.words * NUMBERS), room + p * run.words * PANEL);
+    for (long row = first; row < last; row += PANEL_ROWS)
+        for (long from = 0; from < words; from += DEPTH) {
+            long count = std::min(PANEL_ROWS, last - row), deep = std::min(DEPTH, words - from), d = from * NUMBERS;
+            for (long p = 0; p * PANEL < count; p++) {
+                const uint16_t* rows[PANEL];
+                long there = std::min(PANEL, count - p * PANEL);
+                for (long r = 0; r < there; r++) rows[r] = w + (row + p * PANEL + r) * D + d;
+                panel_of_rows(rows, there, std::min(D - d, deep * NUMBERS), room + p * deep * PANEL);
+            }
+            Out mine = to;
+            if (from) {
+                mine.add = true;
+                mine.bias = nullptr;
+            }
+            auto multiply = count > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
+            multiply(room, deep * PANEL, deep, x + from, words, M, mine, row, count);
         }
-        Out mine = to;
-        if (run.from) {
-            mine.add = true;
-            mine.bias = nullptr;
-        }
-        // The next run comes from memory while this one is multiplied: of its lines, a share before every tile.
-        long lines = run.words * NUMBERS * 2 / 64 + 1, all = next.count * lines, fetched = 0;
-        auto fetch = [&](long m) {
-            for (long upto = std::min(all, all * (m + TILE_TOKENS) / M); fetched < upto; fetched++)
-                __builtin_prefetch(w + (next.row + fetched / lines) * D + next.from * NUMBERS + fetched % lines * 32);
-        };
-        auto multiply = [&]<int P>() {
-            panels_by_tokens<P>(room, run.words * PANEL, run.words, x + run.from, words, M, mine, run.row, run.count,
-                                fetch);
-        };
-        run.count > PANEL ? multiply.template operator()<TILE_PANELS>() : multiply.template operator()<1>();
-        run = next;
-    }
 }
 
 }  // namespace PARAGONE_LEVEL

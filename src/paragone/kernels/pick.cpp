@@ -63,7 +63,8 @@ bool has_tiles() {
 }
 #endif
 
-const Kernels& pick() {
+// What the processor has, the best first.
+std::vector<const Kernels*> find_levels() {
     const char* wanted = std::getenv("PARAGONE_KERNELS");
     std::vector<const Kernels*> here;
 #if defined(PARAGONE_X86)
@@ -91,12 +92,17 @@ const Kernels& pick() {
         here.push_back(&KERNELS_AVX2);
 #endif
     here.push_back(&KERNELS_BASE);
-    if (wanted && *wanted)
-        for (const Kernels* level : here)
+    return here;
+}
+
+const Kernels& pick() {
+    if (const char* wanted = std::getenv("PARAGONE_KERNELS"))
+        for (const Kernels* level : levels)
             if (!std::strcmp(level->name, wanted)) return *level;
-    return *here.front();
+    return *levels.front();
 }
 
 }  // namespace
 
+const std::vector<const Kernels*> levels = find_levels();
 const Kernels& best = pick();

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 // Where the outputs of a product go: y[m * stride + n], with a bias, or added to what is there.
 struct Out {
@@ -105,7 +106,8 @@ struct Kernels {
 
 constexpr long PANEL_ROWS = 32;  // rows that panels_linear takes at a time
 
-// The best level that the processor has, or that PARAGONE_KERNELS names.
+// The levels that the processor has, the best first; and the best, or the one that PARAGONE_KERNELS names.
+extern const std::vector<const Kernels*> levels;
 extern const Kernels& best;
 
 extern const Kernels KERNELS_BASE;

@@ -129,16 +129,15 @@ struct TileSource {
 };
 
 // Rows [first, first + count) of the outputs, P panels of words in pairs, by M tokens, 32 of them at a time.
-template <int P, class Before>
+template <int P>
 static void tiles_by_tokens(const Word* panels, long panel_stride, long words, const Word* x, long x_stride, long M,
-                            const Out& to, long first, long count, Before before) {
+                            const Out& to, long first, long count) {
     TileShapes shapes;
     for (int tile = 0; tile < 8; tile++) shapes.set(tile, TILE_ROWS, 64);
     TileUse use(shapes);
     alignas(64) Word own[4][TILE_ROWS][16];
     alignas(64) float sums[4][TILE_ROWS][16];
     for (long m = 0; m < M; m += 2 * TILE_ROWS) {
-        before(m);
         long tokens = std::min(2 * TILE_ROWS, M - m);
         TILE_ZERO(0);
         TILE_ZERO(1);

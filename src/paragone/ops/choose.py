@@ -20,6 +20,16 @@ def _from_environment() -> Implementation:
     return value  # type: ignore[return-value]
 
 
+def _check_level() -> None:
+    """Raises UsageError where PARAGONE_KERNELS names an instruction level that there is not."""
+    wanted = os.environ.get("PARAGONE_KERNELS")
+    if wanted and native is not None and wanted != native.level:
+        raise UsageError(f"PARAGONE_KERNELS is {wanted!r}; this machine has {', '.join(native.levels)}")
+
+
+_check_level()
+
+
 class _Current(threading.local):
     """Each thread's own choice: engines of several kinds may step at the same time."""
 
