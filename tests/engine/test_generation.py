@@ -88,7 +88,7 @@ def test_a_callback_may_abort_its_own_request(model):
         return
 
     params = SamplingParams(max_tokens=6, ignore_eos=True)
-    first = engine.add(Request(model.encode("One"), params, allowed=allowed))
+    first = engine.add(Request(model.encode("One"), params, allowed=lambda: allowed))
     second = engine.add(Request(model.encode("Two"), params))
     chunks = []
     while engine.has_work():

@@ -245,7 +245,7 @@ def test_nothing_is_guessed_behind_the_end(smollm2):
 
     for stop_ids in ((end,), ()):
         params = SamplingParams(max_tokens=5, stop_token_ids=stop_ids, ignore_eos=True)
-        request = Request([1, 2, 3], params, allowed=allowed)
+        request = Request([1, 2, 3], params, allowed=lambda: allowed)
         engine = Engine(smollm2.decoder, smollm2.tokenizer, CONFIG)
         number = engine.add(request)
         answer = engine._answers[number]

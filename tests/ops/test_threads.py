@@ -22,12 +22,27 @@ def fresh(monkeypatch, tmp_path):
 
 
 def test_it_is_measured_once_and_remembered(fresh):
+    fresh.setattr(module, "fastest", lambda counts: counts[-1])
     count, pinned = module.threads(), module.pinned()
     kept = json.loads((paths.home() / "threads.json").read_text())
     assert (kept["threads"], kept["pinned"]) == (count, pinned)
     fresh.setattr(module, "_chosen", None)
     fresh.setattr(module, "fastest", None)  # nothing is measured again
     assert (module.threads(), module.pinned()) == (count, pinned)
+
+
+def test_fewer_threads_are_believed_only_after_several_starts(fresh):
+    """What else runs at the first start may have taken the processors."""
+    fresh.setattr(module, "processors", lambda: [0, 1, 2, 3])
+    answers = iter([1, 2, 1])
+    fresh.setattr(module, "fastest", lambda counts: next(answers))
+    fresh.setattr(module, "gains_by_pinning", lambda count: False)
+    fresh.setattr(module, "_pin", lambda wanted: None)
+    found = []
+    for _ in range(5):
+        fresh.setattr(module, "_chosen", None)
+        found.append(module.threads())
+    assert found == [1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{", '{"machine": "another", "threads": 7}', '{"threads": "x"}'])

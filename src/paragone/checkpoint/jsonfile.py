@@ -20,10 +20,7 @@ def read_json(path: Path, max_bytes: int = limits.CONFIG_BYTES) -> dict[str, Any
     if size > max_bytes:
         raise MalformedData(f"{path}: {size} bytes, more than the {max_bytes} that this file may have")
     try:
-        value = json.loads(
-            path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_unique, parse_int=_integer
-        )
-        check_plain(value)
+        value = parse_json(path.read_bytes())
     except OSError as err:
         raise NotFound(f"{path}: cannot be read: {err.strerror}") from None
     except json.JSONDecodeError as err:
@@ -33,6 +30,14 @@ def read_json(path: Path, max_bytes: int = limits.CONFIG_BYTES) -> dict[str, Any
         raise MalformedData(f"{path}: {reason}") from None
     if not isinstance(value, dict):
         raise MalformedData(f"{path}: holds a {type(value).__name__}, not an object")
+    return value
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON text. Raises ValueError or RecursionError where it is none, has a key twice, is nested too deeply
+    or holds a number that is not finite or has too many digits."""
+    value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_int=_integer)
+    check_plain(value)
     return value
 
 

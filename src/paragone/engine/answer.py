@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from paragone.engine.params import SamplingParams
-from paragone.engine.request import Chunk, Completion, FinishReason, Request, TokenLogprobs
+from paragone.engine.request import Allowed, Chunk, Completion, FinishReason, Request, TokenLogprobs
 from paragone.engine.sampler import Sampler
 from paragone.engine.scheduler import Scheduled
 from paragone.engine.sequence import Sequence
@@ -51,6 +51,7 @@ class Answer:
     stream: TextStream
     stop_ids: frozenset[int]
     completion: Completion
+    allowed: Allowed | None = None
     begun: float = field(default_factory=time.perf_counter)
 
     @property
@@ -68,9 +69,8 @@ class Answer:
         tokens: list[int] = []
         entries: list[TokenLogprobs] = []
         for at in range(part.num_logits):
-            allowed = self.request.allowed
             try:
-                mask = None if allowed is None else allowed([*self.sequence.answer_ids, *tokens])
+                mask = None if self.allowed is None else self.allowed([*self.sequence.answer_ids, *tokens])
                 token, logprobs = self.sampler.choose(rows[at], best[at], mask)
             except Exception:
                 if not tokens:
@@ -117,7 +117,7 @@ class Answer:
         if token in self.stop_ids and not early:
             return "", "stop"
         # Special tokens are the model's punctuation between turns, not part of a text.
-        shown = tokenizer.knows(token) and not tokenizer.is_special(token)
+        shown = tokenizer.knows(token) and (self.request.show_special or not tokenizer.is_special(token))
         text = self.stream.push(tokenizer.token_bytes(token) if shown else b"")
         return text, "stop" if self.stream.stopped else None
 

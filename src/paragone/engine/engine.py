@@ -129,6 +129,7 @@ class Engine:
             TextStream((*params.stop, *request.stop), drop_first_space=adds_space),
             frozenset(ends),
             Completion("", [], "cancelled", len(ids), params),
+            None if request.allowed is None else request.allowed(),
         )
 
     def has_work(self) -> bool:

@@ -18,14 +18,16 @@ Allowed = Callable[[Sequence[int]], "Tensor | None"]
 @dataclass(frozen=True)
 class Request:
     """One prompt, as token ids, and how to answer it. `chat` drops the space that SentencePiece adds; `stop`
-    are texts that end the answer beside those of the parameters. `allowed` makes, before each token, the mask
-    that structured output needs."""
+    are texts that end the answer beside those of the parameters. `allowed` makes, once for each of the
+    answers, the function whose masks structured output needs. `show_special` spells control tokens out in the
+    text."""
 
     prompt_ids: list[int]
     params: SamplingParams
     chat: bool = False
     stop: tuple[str, ...] = ()
-    allowed: Allowed | None = None
+    allowed: Callable[[], Allowed] | None = None
+    show_special: bool = False
 
 
 @dataclass(frozen=True)

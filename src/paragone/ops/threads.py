@@ -23,6 +23,7 @@ from paragone.kernels import native
 BYTES = 24 << 20  # read in a measurement: more than nearest caches hold
 ROUNDS = 3
 BETTER = 0.97  # of the time: more threads must be faster than this to be worth it
+MEASUREMENTS = 3  # before fewer threads than there are processors are taken for good
 PINNED_BETTER = 0.9  # and a processor of their own
 CORES = Path("/sys/devices/system/cpu")
 
@@ -97,18 +98,24 @@ def _number(name: str, least: int, most: int) -> int | None:
 
 def _measured() -> tuple[int, bool]:
     """The fastest number, and whether pinned, from the file where it is remembered for such a machine, or
-    measured."""
+    measured. That fewer threads than processors are fastest is believed only after several starts have found
+    it: what else ran at the first may have taken the processors."""
     count = len(processors())
     file, machine = paths.home() / "threads.json", f"{count} processors, {native.level}"
+    found = 0, False, 0
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(file.read_text())
         if known["machine"] == machine and 1 <= int(known["threads"]) <= count:
-            return int(known["threads"]), bool(known["pinned"])
-    best = fastest(_candidates(count))
-    pinned = gains_by_pinning(best)
-    with contextlib.suppress(OSError):  # where it cannot be kept it is measured again
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"machine": machine, "threads": best, "pinned": pinned}))
+            found = int(known["threads"]), bool(known["pinned"]), int(known["measured"])
+    best, pinned, times = found
+    if best < count and times < MEASUREMENTS:
+        now = fastest(_candidates(count))
+        if now > best:
+            best, pinned = now, gains_by_pinning(now)
+        kept = {"machine": machine, "threads": best, "pinned": pinned, "measured": times + 1}
+        with contextlib.suppress(OSError):  # where it cannot be kept it is measured again
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(kept))
     return best, pinned
 
 
