@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/paragone
 MODELS := smollm2-135m-instruct gemma3-270m
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench bench-foundation bench-load bench-engine bench-kernels peers parity docs fuzz sanitize clean
+.PHONY: help run test lint bench bench-foundation bench-load bench-engine bench-kernels bench-serve clients peers parity docs fuzz sanitize clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -20,7 +20,7 @@ $(VENV)/pip: constraints.txt
 	@touch $@
 
 $(VENV)/run: $(SOURCES) $(VENV)/pip
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[report]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[report,serve]'
 	@touch $@
 
 $(VENV)/dev: $(SOURCES) $(VENV)/run
@@ -73,7 +73,15 @@ bench-kernels: $(VENV)/dev models  ## the kernels beside llama.cpp and vLLM (CPU
 	$(BIN)/python -m benchmarks.bits --write
 	$(BIN)/python -m benchmarks.cpu_kernels --write
 
-bench: bench-foundation bench-load bench-engine bench-kernels  ## all benchmarks
+bench-serve: $(VENV)/dev models  ## the server beside vllm serve and llama.cpp's; ends in one JSON line
+	$(BIN)/python -m benchmarks.peers llamacpp llama-server vllm
+	PARAGONE_LOAD_SECONDS=300 $(BIN)/python -m pytest tests/serve/test_load.py
+	$(BIN)/python -m benchmarks.serve --write
+
+clients: $(VENV)/dev models  ## clients that know nothing of Paragone, unchanged, against its server
+	$(BIN)/python -m benchmarks.clients
+
+bench: bench-foundation bench-load bench-engine bench-kernels bench-serve  ## all benchmarks
 
 parity: $(VENV)/dev  ## largest difference of every family from its reference; the mistakes that its test sees
 	@$(BIN)/python -m tests.parity.table --write

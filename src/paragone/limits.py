@@ -51,6 +51,41 @@ TEMPLATE_SECONDS: Final = 2.0
 TEMPLATE_PROCESS_SECONDS: Final = 60  # processor time of one rendering process, all templates together
 TEMPLATE_MEMORY_BYTES: Final = 512 * MIB
 
+# Between the server's processes
+MESSAGE_BYTES: Final = 256 * MIB
+ENGINE_RESTARTS: Final = 3  # within ENGINE_RESTART_WINDOW_S, before the server gives up
+ENGINE_RESTART_WINDOW_S: Final = 60.0
+STEP_SECONDS: Final = 120.0  # of one step of the engine, before its process is killed
+
+# What a server's clients may send
+BODY_BYTES: Final = 10 * MIB
+HEADER_BYTES: Final = 64 * KIB
+HEADER_SECONDS: Final = 10.0
+BODY_SECONDS: Final = 30.0
+UNREAD_SECONDS: Final = 30.0  # that an answer waits for a client that does not read it
+CONNECTIONS: Final = 4_096
+QUEUE: Final = 256  # requests that wait beside those that run
+REQUEST_SECONDS: Final = 600.0
+DRAIN_SECONDS: Final = 30.0
+JSON_DEPTH: Final = 32
+MESSAGES: Final = 1_024  # of a conversation
+TOOLS: Final = 128
+PROMPTS: Final = 1_024  # of one completion request
+PARALLEL_ANSWERS: Final = 16  # n
+LOGIT_BIASES: Final = 1_024
+NAME_CHARS: Final = 128
+
+# Grammars of structured output
+GRAMMAR_BYTES: Final = 128 * KIB
+GRAMMAR_SECONDS: Final = 2.0
+GRAMMAR_MEMORY_BYTES: Final = 768 * MIB
+GRAMMARS: Final = 128  # that are kept
+GRAMMARS_WAITING: Final = 32
+GRAMMAR_CACHE_BYTES: Final = 64 * MIB
+GRAMMAR_CHOICES: Final = 1_024
+GRAMMAR_LEXER_STATES: Final = 50_000
+GRAMMAR_STEP_FUEL: Final = 200_000
+
 # Requests
 LOGPROBS: Final = 20
 ANSWERS: Final = 128  # to one prompt

@@ -34,8 +34,8 @@ def read_json(path: Path, max_bytes: int = limits.CONFIG_BYTES) -> dict[str, Any
 
 
 def parse_json(data: bytes) -> Any:
-    """A JSON text. Raises ValueError or RecursionError where it is none, has a key twice, is nested too deeply
-    or holds a number that is not finite or has too many digits."""
+    """A JSON text. Raises ValueError or RecursionError where it is none, has a key twice, is nested too
+    deeply or holds a number that is not finite or has too many digits."""
     value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_int=_integer)
     check_plain(value)
     return value

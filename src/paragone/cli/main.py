@@ -23,6 +23,9 @@ COMMANDS = {
     "pull": ("paragone.cli.pull", "Download a model."),
     "rm": ("paragone.cli.rm", "Delete a downloaded model."),
     "runs": ("paragone.cli.runs", "List earlier comparisons, show one, compare with one."),
+    "serve": ("paragone.cli.serve", "Serve models to any client of OpenAI's API."),
+    "keys": ("paragone.cli.keys", "Make, list and revoke API keys."),
+    "top": ("paragone.cli.top", "Watch a server at work."),
     "selftest": ("paragone.cli.selftest", "Prove on this machine what is promised."),
 }
 

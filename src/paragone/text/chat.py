@@ -6,32 +6,32 @@ unbroken ones are the template's own.
 """
 
 import atexit
-import contextlib
 import json
-import os
 import re
-import selectors
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from paragone import limits
 from paragone.errors import BadConfiguration, TemplateError, TemplateLimit, UsageError
+from paragone.text.killable import LineProcess, ProcessEnded, TookTooLong
 from paragone.text.tokenizer import Tokenizer
 
 MARK = "\U0010fffe"  # a noncharacter: Unicode reserves it for use inside a program
 ROLES = ("system", "user", "assistant", "tool")
+MORE_FIELDS = "name", "tool_calls", "tool_call_id"  # of a message, for the template
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation. An assistant's may have calls of tools, in the form of OpenAI's API but
+    with arguments as an object; a tool's answers one of them."""
 
     role: str
-    content: str
+    content: NotRequired[str | None]
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: Any) -> list[int]:
@@ -54,30 +54,29 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], **options: An
 
 
 def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[dict[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
 ) -> str:
-    """The template's text, with special tokens that messages spell broken by MARK."""
+    """The template's text, with special tokens that messages and tools spell broken by MARK."""
     if tokenizer.chat_template is None:
         raise BadConfiguration(
             "this model has no chat template: it is a base model that continues text. "
             "Use `paragone generate`, or pick an instruction-tuned model."
         )
-    names = sorted(tokenizer.special, key=len, reverse=True)
-    spelled = re.compile("|".join(map(re.escape, names))) if names else None
-    heads = tuple({name[:n] for name in names for n in range(1, len(name))})
-    tails = tuple({name[n:] for name in names for n in range(1, len(name))})
+    broken = _Breaker(tokenizer)
     cleaned = []
     if not isinstance(messages, list | tuple):
         raise UsageError(f"a conversation is a list of messages, not {type(messages).__name__}")
     for i, message in enumerate(messages):
-        found = message if isinstance(message, dict) else {}
-        role, content = found.get("role"), found.get("content")
-        if role not in ROLES or not isinstance(content, str):
+        found: dict[str, Any] = dict(message) if isinstance(message, dict) else {}
+        role, content, calls = found.get("role"), found.get("content"), found.get("tool_calls")
+        if role not in ROLES or not (isinstance(content, str) or (content is None and calls)):
             raise UsageError(f"message {i + 1}: needs a role ({', '.join(ROLES)}) and a content text")
-        content = content.replace(MARK, "")
-        if spelled:
-            content = spelled.sub(lambda m: MARK.join(("", *m[0], "")), content)
-        cleaned.append({"role": role, "content": _with_closed_ends(content, tails, heads)})
+        more = {key: broken.value(found[key]) for key in MORE_FIELDS if found.get(key)}
+        cleaned.append({"role": role, "content": broken.text(content or "")} | more)
     values = {
         "messages": cleaned,
         "add_generation_prompt": add_generation_prompt,
@@ -85,7 +84,35 @@ def render_chat(
         "eos_token": tokenizer.special_text(tokenizer.eos_id) or "",
         "gap": tokenizer.gap,  # for the built-in formats
     }
+    if tools:
+        values["tools"] = broken.value(list(tools))
     return RENDERER.render(tokenizer.chat_template, values)
+
+
+class _Breaker:
+    """Puts MARK into what is spelled like a special token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        names = sorted(tokenizer.special, key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, names))) if names else None
+        self._heads = tuple({name[:n] for name in names for n in range(1, len(name))})
+        self._tails = tuple({name[n:] for name in names for n in range(1, len(name))})
+
+    def text(self, content: str) -> str:
+        """Of a message."""
+        return _with_closed_ends(self._inside(content), self._tails, self._heads)
+
+    def _inside(self, content: str) -> str:
+        content = content.replace(MARK, "")
+        return self._spelled.sub(lambda m: MARK.join(("", *m[0], "")), content) if self._spelled else content
+
+    def value(self, value: Any) -> Any:
+        """All texts in a value of JSON. Keys, which a template puts between quotes, are looked up by it."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self._inside(str(key)): self.value(item) for key, item in value.items()}
+        return [self.value(item) for item in value] if isinstance(value, list) else value
 
 
 def _with_closed_ends(content: str, tails: tuple[str, ...], heads: tuple[str, ...]) -> str:
@@ -122,41 +149,18 @@ def split_special(tokenizer: Tokenizer, rendered: str) -> list[int | str]:
     return [part for part in parts if part != ""]
 
 
-class Renderer:
-    """The process that renders templates: started when needed, killed when a template will not end."""
+class Renderer(LineProcess):
+    """The process that renders templates."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """The running process. Starting it early hides its start-up behind other work."""
-        if self._process is None or self._process.poll() is not None:
-            bounds = {
-                "sequence": limits.TEMPLATE_SEQUENCE,
-                "output": limits.TEMPLATE_OUTPUT_BYTES,
-                "memory": limits.TEMPLATE_MEMORY_BYTES,
-                "cpu_seconds": limits.TEMPLATE_PROCESS_SECONDS,
-            }
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(Path(__file__).with_name("chat_worker.py")), json.dumps(bounds)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the terminal is not for it
-            )
-        return self._process
-
-    def stop(self) -> None:
-        """Kills the process, if there is one."""
-        if self._process is not None:
-            self._process.kill()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            self._process.wait()
-            self._process = None
+        bounds = {
+            "sequence": limits.TEMPLATE_SEQUENCE,
+            "output": limits.TEMPLATE_OUTPUT_BYTES,
+            "memory": limits.TEMPLATE_MEMORY_BYTES,
+            "cpu_seconds": limits.TEMPLATE_PROCESS_SECONDS,
+        }
+        worker = str(Path(__file__).with_name("chat_worker.py"))
+        super().__init__([sys.executable, "-I", worker, json.dumps(bounds)], limits.TEMPLATE_SECONDS)
 
     def render(self, template: str, values: dict[str, Any]) -> str:
         """Renders within the limits of limits.py, or raises TemplateError or TemplateLimit."""
@@ -165,50 +169,15 @@ class Renderer:
         request = json.dumps({"template": template, "values": values}).encode() + b"\n"
         if len(request) > limits.TEMPLATE_INPUT_BYTES:
             raise TemplateLimit(f"conversation is longer than {limits.TEMPLATE_INPUT_BYTES} bytes")
-        with self._lock:
-            try:
-                answer = self._exchange(request)
-            except BaseException:
-                self.stop()  # an answer that was not read must not become the next one
-                raise
+        try:
+            answer = json.loads(self.ask(request))
+        except (TookTooLong, ProcessEnded) as err:
+            raise TemplateLimit(f"chat template {err}") from None
         if "text" in answer:
             return str(answer["text"])
         if answer.get("kind") == "limit":
             raise TemplateLimit(f"chat template went over its limits: {answer['error']}")
         raise TemplateError(f"chat template failed: {answer['error']}")
-
-    def _exchange(self, request: bytes) -> dict[str, Any]:
-        process = self.start()
-        assert process.stdin  # noqa: S101 -- opened as a pipe above
-        assert process.stdout  # noqa: S101
-        deadline = time.monotonic() + limits.TEMPLATE_SECONDS
-        reader, writer = process.stdout.fileno(), process.stdin.fileno()
-        os.set_blocking(reader, False)
-        os.set_blocking(writer, False)
-        answer = bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(reader, selectors.EVENT_READ)
-            selector.register(writer, selectors.EVENT_WRITE)
-            while not answer.endswith(b"\n"):
-                ready = selector.select(max(deadline - time.monotonic(), 0))
-                if not ready:
-                    self.stop()
-                    raise TemplateLimit(f"chat template took more than {limits.TEMPLATE_SECONDS:g} seconds")
-                try:
-                    for key, _ in ready:
-                        if key.fd == writer:
-                            request = request[os.write(writer, request[: 1 << 16]) :]
-                            if not request:
-                                selector.unregister(writer)
-                        else:
-                            data = os.read(reader, 1 << 20)
-                            if not data:
-                                raise BrokenPipeError
-                            answer += data
-                except OSError:
-                    self.stop()
-                    raise TemplateLimit("chat template ended its process: out of memory?") from None
-        return json.loads(answer)  # type: ignore[no-any-return]
 
 
 RENDERER = Renderer()

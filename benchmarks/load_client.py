@@ -1,0 +1,177 @@
+"""A closed loop of clients against any server of OpenAI's completions; run by serve.py.
+
+    python load_client.py PORT MODEL CLIENTS SECONDS TOKENS [retry]
+
+Each client asks, reads the stream to its end, and asks again, with a prompt of its own; all of them share one
+thread of a light event loop, for the server is on the same processors. Prints one JSON line: tokens/s over
+the measured seconds (a fifth of them goes by first), time to the first token and between tokens (seconds:
+p50, p99), statuses, and how long refusals took. A refused client waits as Retry-After says where `retry` is
+given.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+WORDS = (
+    "river",
+    "stone",
+    "amber",
+    "field",
+    "paper",
+    "cloud",
+    "winter",
+    "garden",
+    "copper",
+    "voice",
+    "silver",
+)
+
+
+def prompt_of(number: int) -> str:
+    """About fourteen tokens, different for each number."""
+    return " ".join(WORDS[(number * 7 + i * (number % 5 + 1)) % len(WORDS)] for i in range(13)) + f" {number}"
+
+
+class Client(asyncio.Protocol):
+    """One connection, kept open."""
+
+    def __init__(self, loop: "Load", number: int) -> None:
+        self.load, self.number, self.turn = loop, number, 0
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.ask()
+
+    def ask(self) -> None:
+        if self.transport is None or self.load.over:
+            return
+        self.turn += 1
+        body = json.dumps(
+            {
+                "model": self.load.model, "prompt": prompt_of(self.number * 1009 + self.turn), "stream": True,
+                "max_tokens": self.load.tokens, "ignore_eos": True, "temperature": 0,
+            }
+        ).encode()  # fmt: skip
+        headers = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = f"POST /v1/completions HTTP/1.1\r\n{headers}\r\n\r\n"
+        self.begin = self.last = time.perf_counter()
+        self.first, self.status, self.held = True, 0, b""
+        self.transport.write(head.encode() + body)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        if not self.status:
+            self.held += data
+            if b"\r\n\r\n" not in self.held:
+                return
+            self.status = int(self.held[9:12])
+            head, _, data = self.held.partition(b"\r\n\r\n")
+            self.wait = 1.0
+            if self.status != 200:
+                self.held = head
+        if self.status != 200:
+            self.load.refused(self.status, now - self.begin)
+            for line in self.held.split(b"\r\n"):
+                if line.lower().startswith(b"retry-after:"):
+                    self.wait = float(line.partition(b":")[2])
+            self.again(self.wait)
+            return
+        tokens = data.count(b'"text":') or data.count(b'"content":')
+        if tokens:
+            self.load.tokens_came(
+                now, now - self.begin if self.first else now - self.last, self.first, tokens
+            )
+            self.first, self.last = False, now
+        if b"data: [DONE]" in data or data.endswith(b"0\r\n\r\n"):
+            self.load.done += 1
+            self.load.statuses[200] = self.load.statuses.get(200, 0) + 1
+            asyncio.get_running_loop().call_soon(self.ask)
+
+    def again(self, wait: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(wait if self.load.retry else 0.0, self.ask)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.transport = None
+        if not self.load.over:
+            self.load.refused(0, 0.0)
+            asyncio.get_running_loop().call_later(0.1, self.load.connect, self.number)
+
+
+class Load:
+    """All of them, and what they saw."""
+
+    def __init__(self, port: int, model: str, tokens: int, *, retry: bool) -> None:
+        self.port, self.model, self.tokens, self.retry = port, model, tokens, retry
+        self.over, self.measuring, self.count, self.done = False, False, 0, 0
+        self.ttft: list[float] = []
+        self.between: list[float] = []
+        self.refusals: list[float] = []
+        self.statuses: dict[int, int] = {}
+        self._tasks: set[Any] = set()
+
+    def tokens_came(self, _now: float, spent: float, first: bool, tokens: int) -> None:
+        if self.measuring:
+            self.count += tokens
+            (self.ttft if first else self.between).append(spent)
+
+    def refused(self, status: int, spent: float) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+        if self.measuring and status:
+            self.refusals.append(spent)
+
+    def connect(self, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._connect(number))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, number: int) -> None:
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: Client(self, number), "127.0.0.1", self.port
+            )
+        except OSError:
+            if not self.over:
+                asyncio.get_running_loop().call_later(0.2, self.connect, number)
+
+    async def run(self, clients: int, seconds: float) -> dict[str, Any]:
+        for number in range(clients):
+            self.connect(number)
+        await asyncio.sleep(seconds / 5)
+        self.measuring, begin = True, time.perf_counter()
+        await asyncio.sleep(seconds * 4 / 5)
+        spent = time.perf_counter() - begin
+        self.measuring, self.over = False, True
+
+        def at(values: list[float], share: float) -> float | None:
+            ordered = sorted(values)
+            return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
+
+        return {
+            "tokens_per_s": self.count / spent,
+            "ttft_p50_s": at(self.ttft, 0.5), "ttft_p99_s": at(self.ttft, 0.99),
+            "between_p50_s": at(self.between, 0.5), "between_p99_s": at(self.between, 0.99),
+            "refusal_p99_s": at(self.refusals, 0.99), "statuses": self.statuses,
+        }  # fmt: skip
+
+
+def main(port: str, model: str, clients: str, seconds: str, tokens: str, retry: str = "") -> None:
+    load = Load(int(port), model, int(tokens), retry=bool(retry))
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:
+        runner = asyncio.Runner()
+    with runner:
+        print(json.dumps(runner.run(load.run(int(clients), float(seconds)))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,49 @@
+"""The engine without a server, in a closed loop of the requests of load_client.py; run by serve.py.
+
+    python -m benchmarks.own_loop FILE PRECISION SECONDS TOKENS CLIENTS...
+
+Prints one JSON line: tokens/s by the number of clients.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import paragone
+from benchmarks.load_client import prompt_of
+from paragone import Engine, EngineConfig, Request, SamplingParams
+
+
+def rate(model: Any, clients: int, seconds: float, tokens: int) -> float:
+    engine = Engine(model.decoder, model.tokenizer, EngineConfig())
+    params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+    turns = dict.fromkeys(range(clients), 0)
+    of: dict[int, int] = {}
+
+    def ask(client: int) -> None:
+        turns[client] += 1
+        of[engine.add(Request(model.encode(prompt_of(client * 1009 + turns[client])), params))] = client
+
+    for client in turns:
+        ask(client)
+    start = time.perf_counter()
+    count, begin = 0, 0.0
+    while (now := time.perf_counter()) < start + seconds:
+        if not begin and now > start + seconds / 5:
+            begin, count = now, 0
+        for chunk in engine.step():
+            count += len(chunk.token_ids)
+            if chunk.finish_reason is not None:
+                ask(of.pop(chunk.index))
+    return count / (time.perf_counter() - begin)
+
+
+def main(path: str, precision: str, seconds: str, tokens: str, *clients: str) -> None:
+    model = paragone.load(path, precision=precision)  # type: ignore[arg-type]
+    model.generate("The sky is", max_tokens=8)
+    print(json.dumps({n: rate(model, int(n), float(seconds), int(tokens)) for n in clients}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,243 @@
+"""`paragone serve` beside its own engine without HTTP, `vllm serve` (CPU) and llama.cpp's server; then ten
+times too many clients, and an engine that is killed. Ends in one JSON line.
+
+    python -m benchmarks.serve [--rounds 3] [--seconds 15] [--write]
+
+SmolLM2-135M: Paragone and llama.cpp on the same Q4_0 file, vLLM in bfloat16, two threads each. 1, 16 and 64
+clients stream answers of 64 tokens in a closed loop (load_client.py, the same for all). One server runs at
+a time; ratios are made round by round, and their medians count.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from benchmarks.cpu_kernels import files
+from benchmarks.engine import PAGE, table, write_section
+from benchmarks.foundation import HERE, exported
+from benchmarks.peers import interpreter, llama_server
+from paragone.engine.resources import describe_machine
+
+CLIENTS = (1, 16, 64)
+TOKENS = 64
+OVERLOAD = 640
+START_SECONDS = 300.0
+Measured = dict[str, Any]
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+def commands(port: int) -> dict[str, tuple[list[str], str]]:
+    """How each server is started, and the model's name there."""
+    path, folder = str(files()["Q4_0"][0]), str(exported())
+    paragone = [sys.executable, "-m", "paragone", "serve", f"smollm2={path}", "--port", str(port)]
+    vllm = [
+        *(str(interpreter("vllm").with_name("vllm")), "serve", folder, "--port", str(port)),
+        *("--served-model-name", "smollm2", "--max-model-len", "2048", "--max-num-seqs", "64"),
+        *("--dtype", "bfloat16"),
+    ]
+    llama = [
+        *(str(llama_server()), "-m", path, "--port", str(port), "-np", "64", "-c", str(64 * 512)),
+        *("-t", "2", "-tb", "2"),
+    ]
+    return {
+        "Paragone": ([*paragone, "--log-level", "warning"], "smollm2"),
+        "vLLM": (vllm, "smollm2"),
+        "llama.cpp": (llama, "smollm2"),
+    }
+
+
+@contextlib.contextmanager
+def started(name: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server that answers."""
+    port = free_port()
+    command, _ = commands(port)[name]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    with open(os.devnull, "wb") as nowhere:
+        process = subprocess.Popen(
+            command, stdout=nowhere, stderr=nowhere, env=environment, start_new_session=True
+        )
+    try:
+        begin = time.monotonic()
+        while not answers(port):
+            if process.poll() is not None or time.monotonic() - begin > START_SECONDS:
+                sys.exit(f"{name} did not start: {' '.join(command)}")
+            time.sleep(0.1)
+        yield process, port
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(port: int) -> bool:
+    body = json.dumps({"model": "smollm2", "prompt": "One", "max_tokens": 1}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"}
+    )
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=30) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+def load(port: int, clients: int, seconds: float, tokens: int = TOKENS, *more: str) -> Measured:
+    command = [sys.executable, str(HERE / "load_client.py"), str(port), "smollm2", str(clients), str(seconds),
+               str(tokens), *more]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured: Measured = json.loads(found.stdout.splitlines()[-1])
+    return measured
+
+
+def own_engine(seconds: float) -> Measured:
+    """The engine alone, in a closed loop of the same requests."""
+    path, precision = files()["Q4_0"]
+    command = [sys.executable, "-m", "benchmarks.own_loop", str(path), precision, str(seconds), str(TOKENS),
+               *map(str, CLIENTS)]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE.parent)
+    measured: Measured = json.loads(found.stdout.splitlines()[-1])
+    return measured
+
+
+def one_round(number: int, rounds: int, seconds: float) -> Measured:
+    measured: Measured = {}
+    print(f"round {number + 1} of {rounds}: the engine alone", file=sys.stderr)
+    measured["engine"] = own_engine(seconds)
+    for name in ("Paragone", "llama.cpp", "vLLM"):
+        print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
+        with started(name) as (_, port):
+            measured[name] = {str(n): load(port, n, seconds) for n in CLIENTS}
+    return measured
+
+
+def overloaded(seconds: float) -> Measured:
+    """64 clients, then ten times as many, of whom most are refused."""
+    print("ten times as many clients as run", file=sys.stderr)
+    with started("Paragone") as (_, port):
+        alone = load(port, 64, seconds)
+        crowd = load(port, OVERLOAD, 2 * seconds, TOKENS, "retry")
+    return {"alone": alone, "crowd": crowd}
+
+
+def recovery() -> Measured:
+    """Seconds from the kill until an answer, beside those of the first start; and until clients heard of
+    it."""
+    print("the engine is killed under load", file=sys.stderr)
+    times = []
+    with started("Paragone") as (process, port):
+        for _ in range(3):
+            client = subprocess.Popen(
+                [sys.executable, str(HERE / "load_client.py"), str(port), "smollm2", "16", "6", str(TOKENS)],
+                stdout=subprocess.DEVNULL,
+            )
+            time.sleep(3)
+            os.kill(engine_of(process.pid), signal.SIGKILL)
+            begin = time.monotonic()
+            time.sleep(0.05)
+            while not answers(port):
+                time.sleep(0.01)
+            times.append(time.monotonic() - begin)
+            client.wait()
+            time.sleep(21)  # three ends within a minute are the most
+    return {"recovery_s": median(times), "all": times}
+
+
+def engine_of(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next(int(c) for c in children if b"serve.worker" in Path(f"/proc/{c}/cmdline").read_bytes())
+
+
+@click.command()
+@click.option("--rounds", default=3)
+@click.option("--seconds", default=15.0)
+@click.option("--write", is_flag=True)
+def main(rounds: int, seconds: float, write: bool) -> None:
+    found = [one_round(number, rounds, seconds) for number in range(rounds)]
+    flood, back = overloaded(seconds), recovery()
+
+    def ratio(clients: int, peer: str) -> float:
+        key = str(clients)
+        rates = [(m["Paragone"][key]["tokens_per_s"], _rate(m, peer, key)) for m in found]
+        return round(median(own / other for own, other in rates), 2)
+
+    def typical(name: str, key: str, what: str) -> float:
+        return median(float(m[name][key][what]) for m in found)
+
+    rows = [
+        ["The engine without HTTP", *(f"{median(m['engine'][str(n)] for m in found):.0f}" for n in CLIENTS)]
+    ]
+    rows += [
+        [name, *(f"{typical(name, str(n), 'tokens_per_s'):.0f}" for n in CLIENTS)]
+        for name in ("Paragone", "llama.cpp", "vLLM")
+    ]
+    waits = [
+        [
+            name, *(f"{1e3 * typical(name, str(n), what):.0f}" for n in (16, 64)
+                    for what in ("ttft_p50_s", "ttft_p99_s", "between_p50_s", "between_p99_s")),
+        ]
+        for name in ("Paragone", "llama.cpp", "vLLM")
+    ]  # fmt: skip
+    share = flood["crowd"]["tokens_per_s"] / flood["alone"]["tokens_per_s"]
+    refusal = 1e3 * (flood["crowd"]["refusal_p99_s"] or 0.0)
+    here = describe_machine()
+    lines = [
+        f"SmolLM2-135M, Paragone and llama.cpp on the same Q4_0 file, vLLM in bfloat16; {here['cpu']},",
+        f"{here['cores']} cores, kernels {here['kernels']}; `make bench-serve`, {rounds} round(s) of",
+        f"{seconds:g} s, medians. Clients stream answers of {TOKENS} tokens, one after the other; they run on",
+        "the same processors.",
+        "",
+        *table(["output tokens/s", *(f"{n} client{'s' if n > 1 else ''}" for n in CLIENTS)], rows),
+        "",
+        "Milliseconds to the first token and between tokens:",
+        "",
+        *table(["", *(f"{what}, {n} clients" for n in (16, 64) for what in
+                      ("first p50", "first p99", "between p50", "between p99"))], waits),
+        "",
+        f"{OVERLOAD} clients where 64 run and 256 may wait: {share:.0%} of the tokens that 64 clients alone",
+        f"get, refusals within {refusal:.0f} ms (p99), statuses {flood['crowd']['statuses']}.",
+        "",
+        f"The engine's process killed under load: an answer again after {back['recovery_s']:.2f} s.",
+    ]  # fmt: skip
+    print("\n".join(lines))
+    if write:
+        write_section(PAGE, "The server", lines)
+    line = {f"http_share_{n}": ratio(n, "engine") for n in CLIENTS}
+    line |= {f"seq{n}_vs_vllm_serve": ratio(n, "vLLM") for n in (16, 64)}
+    line |= {f"seq{n}_vs_llama_server": ratio(n, "llama.cpp") for n in (16, 64)}
+    line |= {
+        "overload_refusal_p99_ms": round(refusal, 1),
+        "overload_goodput_share": round(share, 3),
+        "recovery_s": round(back["recovery_s"], 2),
+    }
+    print(json.dumps(line))
+
+
+def _rate(measured: Measured, peer: str, key: str) -> float:
+    found = measured[peer][key]
+    return float(found if peer == "engine" else found["tokens_per_s"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""`paragone serve`: the OpenAI API for many users."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paragone import limits
+
+
+@click.command("serve")
+@click.argument("models", nargs=-1, metavar="[[NAME=]MODEL[:PRECISION]]...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one."
+)
+@click.option(
+    "--keys", is_flag=True, help="Ask for an API key (`paragone keys`); needed beyond this machine."
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate file (PEM), with --tls-key.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key (PEM).")
+@click.option("--tls-self-signed", is_flag=True, help="TLS with a certificate made here, for trials.")
+@click.option("--cors-origin", multiple=True, help="Web origin whose pages may ask; may be given often.")
+@click.option(
+    "--load-all",
+    is_flag=True,
+    help="Load every model at the start; default: the first, others when asked for.",
+)
+@click.option(
+    "--memory-mb", type=click.IntRange(1), help="For all models together; the least used one makes room."
+)
+@click.option("--max-model-len", type=click.IntRange(8), help="Shorter contexts than the models' own.")
+@click.option(
+    "--max-num-seqs",
+    type=click.IntRange(1, 4096),
+    default=64,
+    show_default=True,
+    help="Answers that run at once.",
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(0, 65536),
+    default=limits.QUEUE,
+    show_default=True,
+    help="Requests that wait beside them.",
+)
+@click.option("--kv-cache-mb", type=click.IntRange(1), help="Memory for keys and values of each model.")
+@click.option("--kv-cache-bits", type=click.Choice(["16", "8"]), default="16", help="8: half the memory.")
+@click.option(
+    "--deterministic", is_flag=True, help="The same answer to the bit, whatever runs beside it; slower."
+)
+@click.option("--prompt-lookup", is_flag=True, help="Guess from what came before; faster where texts repeat.")
+@click.option("--keep-packed", is_flag=True, help="Keep int8 or int4 weights on disk for the next start.")
+@click.option(
+    "--request-timeout",
+    type=click.FloatRange(0.1),
+    default=limits.REQUEST_SECONDS,
+    show_default=True,
+    help="Seconds until an answer is broken off.",
+)
+@click.option(
+    "--step-timeout",
+    type=click.FloatRange(1.0),
+    default=limits.STEP_SECONDS,
+    show_default=True,
+    help="Seconds of silence until the engine's process is killed.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0.0),
+    default=limits.DRAIN_SECONDS,
+    show_default=True,
+    help="Seconds for running answers when stopped.",
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option("--print-limits", is_flag=True, help="Print every limit and end.")
+def command(models: tuple[str, ...], **options: Any) -> int:
+    """Serves MODELs to any client of OpenAI's API, and a page to talk to them at the same address.
+
+    Without a MODEL every downloaded one is served. Only these can be asked for: no request names a path.
+    Without --keys only this machine can ask.
+    """  # fmt: skip
+    from paragone.serve.server import ServeConfig, Service, print_limits, served_models
+
+    if options["print_limits"]:
+        click.echo(print_limits())
+        return 0
+    certificate, key = _certificate(options)
+    found = [_find(text) for text in models] or _all_here()
+    config = ServeConfig(
+        host=options["host"],
+        port=options["port"],
+        keys=options["keys"],
+        certificate=certificate,
+        certificate_key=key,
+        cors=options["cors_origin"],
+        queue=options["max_queue"],
+        request_seconds=options["request_timeout"],
+        drain_seconds=options["drain"],
+        step_seconds=options["step_timeout"],
+        max_model_len=options["max_model_len"],
+        memory_bytes=_megabytes(options["memory_mb"]),
+        keep_packed=options["keep_packed"],
+        load_all=options["load_all"],
+        log_format=options["log_format"],
+        log_level=options["log_level"],
+    )
+    engine: dict[str, int | bool | None] = {
+        "max_num_seqs": options["max_num_seqs"],
+        "kv_cache_bytes": _megabytes(options["kv_cache_mb"]),
+        "kv_cache_bits": int(options["kv_cache_bits"]),
+        "deterministic": options["deterministic"],
+        "prompt_lookup": options["prompt_lookup"],
+    }
+    return Service(config, served_models(found), engine).run()
+
+
+def _megabytes(count: int | None) -> int | None:
+    return None if count is None else count * 10**6
+
+
+def _find(text: str) -> Any:
+    """(name given, model on disk, precision) of NAME=MODEL:PRECISION."""
+    from paragone.cli.shared import fetch_model
+    from paragone.model.precision import split_precision
+
+    given, has_name, rest = text.partition("=")
+    source, precision = split_precision(rest if has_name else text)
+    return (given if has_name else None), fetch_model(source), precision
+
+
+def _all_here() -> list[Any]:
+    from paragone.checkpoint.store import stored_models
+    from paragone.engine.resolve import locate
+    from paragone.errors import NotFound
+
+    found = [(None, locate(model.name), None) for model in stored_models()]
+    if not found:
+        raise NotFound(
+            "there is no model here yet: `paragone serve smollm2-135m-instruct` fetches a small one"
+        )
+    return found
+
+
+def _certificate(options: dict[str, Any]) -> tuple[Path | None, Path | None]:
+    from paragone.cli.shared import error_console
+    from paragone.errors import UsageError
+    from paragone.serve.tls import check_files, self_signed
+
+    certificate, key = options["tls_cert"], options["tls_key"]
+    if (certificate is None) != (key is None):
+        raise UsageError("--tls-cert and --tls-key belong together")
+    if options["tls_self_signed"]:
+        if certificate is not None:
+            raise UsageError("give --tls-self-signed or files, not both")
+        certificate, key, fingerprint = self_signed()
+        error_console().print(f"self-signed certificate {certificate}\nSHA-256 {fingerprint}", soft_wrap=True)
+    if certificate is not None:
+        check_files(certificate, key)
+    return certificate, key

@@ -1,0 +1,268 @@
+"""From what a client asks to prompts in the engine's line."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paragone import limits
+from paragone.errors import MalformedData, ParagoneError
+from paragone.serve.errors import ApiError, error_of
+from paragone.serve.grammar_check import Wanted, wanted
+from paragone.serve.link import Stream
+from paragone.serve.messages import params_to_wire
+from paragone.serve.models import ServedModel
+from paragone.serve.schemas import ChatMessage, ChatRequest, ChosenTool, CompletionRequest, Sampling, Tool
+from paragone.serve.settings import Settings, resolve
+from paragone.serve.state import State
+from paragone.serve.tool_formats import ToolFormat, forced_grammar, with_tools
+from paragone.text.chat import MARK, Message, encode_chat, render_chat, split_special
+from paragone.text.tokenizer import Tokenizer
+
+CHARS_OF_A_TOKEN = 1_024  # more than any vocabulary has
+INLINE_CHARS = 4_096  # of a text that is encoded on the event loop; longer ones go to a thread
+
+
+@dataclass
+class Asked:
+    """A request that the engine has."""
+
+    model: ServedModel
+    settings: Settings
+    stream: Stream
+    prompts: list[list[int]]
+    tools: ToolFormat | None  # where calls may come
+
+
+def tokenizer_of(model: ServedModel) -> Tokenizer:
+    """Of a model whose files have been read."""
+    assert model.tokenizer is not None  # noqa: S101 -- Models.described has read it
+    return model.tokenizer
+
+
+async def ask_chat(state: State, request: ChatRequest, tenant: str) -> Asked:
+    """Raises ApiError, before any work of the engine, where it cannot be answered."""
+    model = await state.models.use(request.model)
+    tools = tools_of(request)
+    chosen = request.tool_choice
+    if isinstance(chosen, ChosenTool) and all(t.function.name != chosen.function.name for t in tools):
+        raise ApiError(
+            400, "invalid_value", f"tool_choice: {chosen.function.name!r} is not in tools", "tool_choice"
+        )
+    if chosen == "required" and not tools:
+        raise ApiError(400, "invalid_value", "tool_choice is required and there are no tools", "tool_choice")
+    ids = await encode_messages(model, request.messages, tools)
+    _check_length(ids, model, "messages")
+    settings = resolve(request, model.defaults, len(ids), model.context)
+    grammar = wanted(request)
+    forced = tools if chosen == "required" else []
+    if isinstance(chosen, ChosenTool):
+        forced = [t for t in tools if t.function.name == chosen.function.name]
+    if forced:
+        if grammar is not None:
+            message = "a tool call that has to come leaves no room for a format"
+            raise ApiError(400, "invalid_value", message, grammar.param)
+        functions = [as_json(t)["function"] for t in forced]
+        several = request.parallel_tool_calls is not False and chosen == "required"
+        special = tokenizer_of(model).special
+        grammar = Wanted("lark", forced_grammar(model.tools, functions, special, several=several), "tools")
+    form = model.tools if tools else None
+    return await _submit(state, request, model, [ids], settings, grammar, tenant, form, chat=True)
+
+
+def tools_of(request: ChatRequest) -> list[Tool]:
+    """The tools that a model is told of."""
+    return [] if request.tool_choice == "none" else request.tools or []
+
+
+async def ask_completion(state: State, request: CompletionRequest, tenant: str) -> Asked:
+    """Raises ApiError as ask_chat does. Several prompts are one request."""
+    model = await state.models.use(request.model)
+    prompts = await _prompts(model, request)
+    if len(prompts) * (request.n or 1) > limits.PROMPTS:
+        message = f"{len(prompts)} prompts with n {request.n or 1}: at most {limits.PROMPTS} answers"
+        raise ApiError(400, "invalid_value", message, "prompt")
+    for ids in prompts:
+        _check_length(ids, model, "prompt")
+    settings = resolve(request, model.defaults, max(map(len, prompts)), model.context)
+    return await _submit(state, request, model, prompts, settings, wanted(request), tenant, None, chat=False)
+
+
+async def _submit(
+    state: State,
+    request: Sampling,
+    model: ServedModel,
+    prompts: list[list[int]],
+    settings: Settings,
+    grammar: Wanted | None,
+    tenant: str,
+    form: ToolFormat | None,
+    *,
+    chat: bool,
+) -> Asked:
+    params = settings.params
+    outside = [token for token in params.token_ids() if token >= model.vocab_size]
+    if outside:
+        message = f"token id {outside[0]} is outside the vocabulary of {model.vocab_size}"
+        raise ApiError(400, "invalid_value", message, _field_of(request, outside[0]))
+    tokenizer = tokenizer_of(model)
+    text = None if grammar is None else await state.grammars.tried(grammar)
+    stream = state.link.submit(
+        model.name,
+        params.n,
+        prompts,
+        None if grammar is None else grammar.param,
+        params=params_to_wire(params),
+        chat=chat,
+        stop=tokenizer.chat_stop if chat else (),
+        show_special=settings.show_special or (form is not None and _is_spelled(form, tokenizer)),
+        grammar=text,
+        priority=request.priority or 0,
+        tenant=tenant,
+    )
+    return Asked(model, settings, stream, prompts, form)
+
+
+def _is_spelled(form: ToolFormat, tokenizer: Tokenizer) -> bool:
+    """Whether what opens or closes a call is a control token, which texts leave out otherwise."""
+    return form.begin in tokenizer.special or form.end in tokenizer.special
+
+
+def _field_of(request: Sampling, token: int) -> str:
+    biases = request.logit_bias or {}
+    return "logit_bias" if str(token) in biases else (
+        "stop_token_ids" if token in (request.stop_token_ids or ()) else "allowed_token_ids"
+    )  # fmt: skip
+
+
+def _check_length(ids: Sequence[int], model: ServedModel, param: str) -> None:
+    if not ids:
+        raise ApiError(400, "invalid_value", "the prompt is empty: there is nothing to continue", param)
+    if len(ids) >= model.context:
+        message = (
+            f"the prompt has {len(ids)} tokens and the context of {model.name} is {model.context}: "
+            f"shorten it by {len(ids) - model.context + 1} tokens or more"
+        )
+        raise ApiError(400, "context_length_exceeded", message, param)
+    if model.loaded is not None and len(ids) >= model.loaded.capacity:
+        message = (
+            f"the prompt has {len(ids)} tokens and the cache of {model.name} holds {model.loaded.capacity}"
+        )
+        raise ApiError(400, "context_length_exceeded", message, param)
+
+
+async def _prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
+    given = request.prompt
+    listed: list[Any] = [given] if isinstance(given, str) else given
+    if all(isinstance(item, int) for item in listed):
+        listed = [listed]  # the ids of one prompt
+    elif any(isinstance(item, int) for item in listed):
+        raise ApiError(400, "invalid_value", "prompt mixes token ids with texts or lists", "prompt")
+    if len(listed) > limits.PROMPTS:
+        raise ApiError(400, "invalid_value", f"{len(listed)} prompts, at most {limits.PROMPTS}", "prompt")
+    prompts = []
+    for item in listed:
+        ids = await encode_text(model, item, prefix=True, param="prompt") if isinstance(item, str) else item
+        if any(i >= model.vocab_size for i in ids):
+            message = f"token id {max(ids)} is outside the vocabulary of {model.vocab_size}"
+            raise ApiError(400, "invalid_value", message, "prompt")
+        prompts.append(list(ids))
+    return prompts
+
+
+async def encode_text(model: ServedModel, text: str, *, prefix: bool, param: str) -> list[int]:
+    """Ids of a text. One that can never fit is refused before it is encoded."""
+    tokenizer = tokenizer_of(model)
+    _check_size(len(text), model, param)
+    try:
+        if len(text) <= INLINE_CHARS:
+            return tokenizer.encode(text, prefix=prefix)
+        return await asyncio.to_thread(tokenizer.encode, text, prefix=prefix)
+    except MalformedData as err:
+        raise ApiError(400, "invalid_value", str(err), param) from None
+
+
+def _check_size(size: int, model: ServedModel, param: str) -> None:
+    """Before anything is made of it."""
+    if size > model.context * CHARS_OF_A_TOKEN:
+        message = f"{param} has {size:,} characters, which the context of {model.context} tokens cannot hold"
+        raise ApiError(400, "context_length_exceeded", message, param)
+
+
+async def encode_messages(
+    model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]
+) -> list[int]:
+    """Ids of a conversation by the model's own template."""
+    told, given = _told(model, messages, tools)
+    try:
+        return await asyncio.to_thread(encode_chat, tokenizer_of(model), told, tools=given)
+    except ParagoneError as err:
+        raise error_of(err, "messages") from None
+
+
+async def render_messages(
+    model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]
+) -> tuple[str, list[int]]:
+    """The template's text, exactly as the model sees it, and its ids."""
+    told, given = _told(model, messages, tools)
+    tokenizer = tokenizer_of(model)
+    try:
+        text = await asyncio.to_thread(render_chat, tokenizer, told, tools=given)
+        split_special(tokenizer, text)
+        return text.replace(MARK, ""), await encode_messages(model, messages, tools)
+    except ParagoneError as err:
+        raise error_of(err, "messages") from None
+
+
+def _told(
+    model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]
+) -> tuple[list[Message], list[dict[str, Any]] | None]:
+    plain = [_message(message, place) for place, message in enumerate(messages)]
+    size = sum(len(m.get("content") or "") for m in plain)
+    _check_size(size, model, "messages")
+    given = [as_json(tool) for tool in tools]
+    has_calls = any(m["role"] == "tool" or m.get("tool_calls") for m in plain)
+    if given or has_calls:
+        plain = with_tools(model.tools, plain, given)
+    return plain, given if given and not model.tools.told else None
+
+
+def _message(message: ChatMessage, place: int) -> Message:
+    """A message in the words of templates."""
+    content = message.content
+    if isinstance(content, list):
+        content = "".join(part.text for part in content)
+    role = "system" if message.role == "developer" else message.role
+    plain: Message = {"role": role, "content": content}
+    if message.name:
+        plain["name"] = message.name
+    if message.tool_call_id:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        calls = []
+        for call in message.tool_calls:
+            try:
+                arguments = json.loads(call.function.arguments or "{}")
+            except (ValueError, RecursionError):
+                where = f"messages[{place}].tool_calls"
+                raise ApiError(400, "invalid_value", f"{where}: arguments are no JSON", where) from None
+            function = {"name": call.function.name, "arguments": arguments}
+            calls.append({"id": call.id, "type": "function", "function": function})
+        plain["tool_calls"] = calls
+    if content is None and not message.tool_calls:
+        if message.role != "assistant":
+            where = f"messages[{place}].content"
+            raise ApiError(400, "missing_field", f"{where} is missing", where)
+        plain["content"] = ""
+    return plain
+
+
+def as_json(tool: Tool) -> dict[str, Any]:
+    """A tool as a client sent it."""
+    function: dict[str, Any] = {"name": tool.function.name}
+    if tool.function.description is not None:
+        function["description"] = tool.function.description
+    if tool.function.parameters is not None:
+        function["parameters"] = tool.function.parameters
+    return {"type": "function", "function": function}

@@ -1,0 +1,87 @@
+"""The OpenAPI document, made from the table of routes and the types that check the bodies."""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from paragone import __version__
+from paragone.serve.routes import ROUTES, Route
+
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+WORDS = {
+    400: "What was sent cannot be used; `param` names the field",
+    401: "No key, or a wrong one",
+    404: "No such model",
+    408: "The body took too long",
+    413: "The body is too large",
+    415: "Not application/json, or compressed",
+    429: "More than this key may ask for",
+    500: "The engine failed",
+    503: "Overloaded, being stopped, or the engine is being started",
+    504: "Not complete in time",
+}
+
+
+@cache
+def document() -> bytes:
+    """As JSON."""
+    bodies = sorted(
+        {route.body for route in ROUTES if route.body is not None}, key=lambda kind: kind.__name__
+    )
+    schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    refs = dict(zip(bodies, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Paragone", "version": __version__},
+            "paths": paths,
+            "components": {
+                "schemas": components | {"Error": ERROR},
+                "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            },
+        }
+    )
+
+
+def _operation(route: Route, refs: dict[type[Any], dict[str, Any]]) -> dict[str, Any]:
+    error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+    # What reports a state says the same with 503 as with 200.
+    plain = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    schema: dict[str, Any] = {"type": "object"} if route.media == "application/json" else {"type": "string"}
+    content: dict[str, Any] = {route.media: {"schema": schema}}
+    if route.stream:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    responses: dict[str, Any] = {"200": {"description": route.title, "content": content}}
+    for status in sorted({*route.refusals, *(() if route.open else (401,))}):
+        shown = plain if route.open else error
+        responses[str(status)] = {"description": WORDS[status]} | shown
+    operation: dict[str, Any] = {"summary": route.title, "responses": responses}
+    operation["security"] = [] if route.open else [{"key": []}]
+    if route.body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": refs[route.body]}},
+        }
+    if "{model}" in route.path:
+        name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        operation["parameters"] = [name]
+    return operation

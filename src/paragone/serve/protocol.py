@@ -1,0 +1,104 @@
+"""uvicorn's HTTP protocol with bounds on what a stranger's connection may take: time and bytes of a head, and
+how many connections there are."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from paragone import limits
+from paragone.serve.errors import ApiError
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._in_head = True
+        self._refused = False
+        self._timer: asyncio.TimerHandle | None = None  # for a head, or for what is left of a body
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > limits.CONNECTIONS:
+            self._refuse(ApiError(503, "overloaded", "too many connections", headers={"Retry-After": "5"}))
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > limits.HEADER_BYTES:
+                self._refuse_large_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > limits.HEADER_BYTES:
+            self._refuse_large_head()
+        if not self._refused:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
+        if self.cycle.response_complete and self._timer is None:
+            # Nobody wants the rest, but a client that is still sending would not see the answer if the
+            # connection were closed now.
+            self._timer = self.loop.call_later(limits.BODY_SECONDS, self.transport.close)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        if not self._refused:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- uvicorn's interface
+        """What is no HTTP."""
+        self._refuse(ApiError(400, "invalid_request", "this is no HTTP request"))
+
+    def _refuse_large_head(self) -> None:
+        message = f"the head of a request has at most {limits.HEADER_BYTES} bytes"
+        self._refuse(ApiError(431, "headers_too_large", message))
+
+    def _await_head(self) -> None:
+        if self._timer is None and not self._refused:
+            self._timer = self.loop.call_later(limits.HEADER_SECONDS, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        message = f"the head of the request took more than {limits.HEADER_SECONDS:g} seconds"
+        self._refuse(ApiError(408, "timeout", message))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers and closes; what still comes is not read."""
+        if self._refused:
+            return
+        self._refused = True
+        self._stop_timer()
+        body = msgspec.json.encode(error.body)
+        head = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (head | error.headers).items())
+        self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + body)
+        self.transport.close()

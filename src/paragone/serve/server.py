@@ -1,0 +1,288 @@
+"""The HTTP process from start to end: its parts, its signals, what it does every second."""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import uvicorn
+
+from paragone import limits
+from paragone.engine.resolve import Located
+from paragone.errors import BadConfiguration, ParagoneError, Unavailable, UsageError
+from paragone.serve.app import App
+from paragone.serve.errors import ApiError
+from paragone.serve.grammar_check import GrammarCheck
+from paragone.serve.keys import KeyRing, KeyStore
+from paragone.serve.limiter import Limiter
+from paragone.serve.link import EngineLink
+from paragone.serve.logs import Level, Log
+from paragone.serve.metrics import Metrics
+from paragone.serve.models import Models, ServedModel
+from paragone.serve.protocol import GuardedProtocol
+from paragone.serve.state import State
+from paragone.text.chat import RENDERER
+
+LAG_EVERY_S = 0.25
+STOPPED_SECONDS = 3.0  # for answers that were broken off to say so
+EXIT_GIVEN_UP = 70
+NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.NAME_CHARS}}}")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """How a server runs; the command line's flags. `precisions` are by served name."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: bool = False
+    key_file: Path | None = None
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+    cors: tuple[str, ...] = ()
+    queue: int = limits.QUEUE
+    request_seconds: float = limits.REQUEST_SECONDS
+    drain_seconds: float = limits.DRAIN_SECONDS
+    step_seconds: float = limits.STEP_SECONDS
+    max_model_len: int | None = None
+    memory_bytes: int | None = None
+    keep_packed: bool = False
+    load_all: bool = False
+    log_format: Literal["json", "text"] = "text"
+    log_level: Level = "info"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Service(uvicorn.Server):
+    """One server. `run` returns the exit code."""
+
+    def __init__(
+        self, config: ServeConfig, models: list[ServedModel], engine: dict[str, int | bool | None]
+    ) -> None:
+        """`engine` are fields of EngineConfig. Raises BadConfiguration where it would be open to strangers
+        without keys."""
+        self.settings = config
+        self.store = KeyStore(config.key_file)
+        ring = KeyRing(self.store.all()) if config.keys else None
+        if ring is None and not is_loopback(config.host):
+            raise BadConfiguration(
+                f"{config.host} can be reached from other machines: add --keys (`paragone keys create NAME` "
+                "makes one), or stay on 127.0.0.1"
+            )
+        if ring is not None and not len(ring):
+            raise BadConfiguration("there are no keys: `paragone keys create NAME` makes one")
+        log = Log(config.log_format, config.log_level)
+        link = EngineLink(log, config.step_seconds)
+        served = Models(
+            link, models, engine, log, max_model_len=config.max_model_len, memory_bytes=config.memory_bytes,
+            keep_packed=config.keep_packed,
+        )  # fmt: skip
+        metrics = Metrics()
+        link.on_step = lambda step: metrics.step(step.model, step.state)
+        link.on_given_up = self._give_up
+        running = engine.get("max_num_seqs") or 64
+        hosts = frozenset({"localhost", config.host.lower()}) if ring is None else None
+        self.state = State(
+            log, link, served, Limiter(int(running) + config.queue), metrics, GrammarCheck(), ring, hosts,
+            config.cors, config.request_seconds,
+        )  # fmt: skip
+        self._exit_code = 0
+        self._stopping = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        for name in ("uvicorn.error", "uvicorn.access"):
+            logging.getLogger(name).disabled = True
+        super().__init__(
+            uvicorn.Config(
+                App(self.state), http=GuardedProtocol, ws="none", lifespan="off", log_config=None,
+                access_log=False, server_header=False, timeout_keep_alive=30, timeout_graceful_shutdown=2,
+                ssl_certfile=config.certificate, ssl_keyfile=config.certificate_key, backlog=1024,
+            )
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are handled here, not by uvicorn."""
+        yield
+
+    def run(self, sockets: list[socket.socket] | None = None) -> int:  # type: ignore[override]
+        """Serves until it is told to stop; the exit code."""
+        bound = sockets or [bind(self.settings.host, self.settings.port)]
+        factory = None
+        with contextlib.suppress(ImportError):
+            import uvloop
+
+            factory = uvloop.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(self._run(bound))
+        return self._exit_code
+
+    async def _run(self, sockets: list[socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        state = self.state
+        try:
+            await state.link.start()
+            RENDERER.start()
+            state.grammars.process.start()
+            self._tasks = [
+                loop.create_task(work)
+                for work in (self._every_second(), self._measure_lag(), self._load_first())
+            ]
+            scheme = "https" if self.settings.certificate else "http"
+            host, port = sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            state.log.event(
+                "listening", url=f"{scheme}://{shown}:{port}", models=[m.name for m in state.models]
+            )
+            await self.serve(sockets)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await state.link.close()
+            state.grammars.process.stop()
+            RENDERER.stop()
+            self._write_usage()
+            state.log.event("stopped", exit_code=self._exit_code)
+
+    async def _load_first(self) -> None:
+        """The first model before anybody asks, or all of them."""
+        names = [model.name for model in self.state.models]
+        for name in names if self.settings.load_all else names[:1]:
+            with contextlib.suppress(ApiError):  # is in the log, and again whoever asks for it
+                await self.state.models.use(name)
+
+    def _on_signal(self) -> None:
+        self._stopping += 1
+        if self._stopping == 1:
+            self._tasks.append(asyncio.get_running_loop().create_task(self._drain()))
+        else:
+            self._exit_code = self._exit_code or 1
+            self._break_off("the server was stopped")
+            self.should_exit = True
+
+    async def _drain(self) -> None:
+        """Lets what has begun come to its end, and takes nothing new."""
+        state = self.state
+        state.limiter.draining = True
+        state.log.event("draining", inside=state.limiter.inside, seconds=self.settings.drain_seconds)
+        deadline = time.monotonic() + self.settings.drain_seconds
+        while state.limiter.inside and time.monotonic() < deadline and not self.should_exit:
+            await asyncio.sleep(0.02)
+        if state.limiter.inside:
+            self._exit_code = self._exit_code or 1
+            self._break_off("the server was stopped before the answer was complete")
+            deadline = time.monotonic() + STOPPED_SECONDS
+            while state.limiter.inside and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+        self.should_exit = True
+
+    def _break_off(self, why: str) -> None:
+        for stream in set(self.state.link.streams.values()):
+            self.state.link.abort(stream, ApiError(503, "server_stopped", why))
+
+    def _give_up(self) -> None:
+        self._exit_code = EXIT_GIVEN_UP
+        self.state.log.event("given_up", level="error", why="the engine ended too often")
+        self.should_exit = True
+
+    async def _every_second(self) -> None:
+        changed = _stamp(self.store.path)
+        while True:
+            await asyncio.sleep(1.0)
+            now = time.monotonic()
+            for call in list(self.state.calls):
+                since = call.sending_since
+                if since is not None and now - since > limits.UNREAD_SECONDS and call.task is not None:
+                    call.task.cancel()  # the client does not read
+            await asyncio.to_thread(self._write_usage)
+            stamp = _stamp(self.store.path)
+            if self.state.keys is not None and stamp != changed:
+                changed = stamp
+                with contextlib.suppress(ParagoneError):
+                    self.state.keys = KeyRing(await asyncio.to_thread(self.store.all))
+
+    def _write_usage(self) -> None:
+        used = self.state.limiter.take_used()
+        if used:
+            try:
+                self.store.add_usage(used)
+            except ParagoneError as err:
+                self.state.log.event("usage_lost", level="error", error=str(err))
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            self.state.metrics.lag.observe(max(loop.time() - due, 0.0))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Changes when the file does; with the log that SQLite writes beside it."""
+    stamps = [0, 0]
+    for at, name in enumerate((path, path.with_name(path.name + "-wal"))):
+        with contextlib.suppress(OSError):
+            stamps[at] = name.stat().st_mtime_ns
+    return stamps[0], stamps[1]
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """The one socket that listens. Raises Unavailable where the address cannot be had."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, number)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as err:
+        raise Unavailable(f"{host}:{port}: {err.strerror or err}") from None
+    made.set_inheritable(False)
+    return made
+
+
+def served_models(found: list[tuple[str | None, Located, str | None]]) -> list[ServedModel]:
+    """From (name given, model on disk, precision). Raises UsageError where two would have one name."""
+    models: dict[str, ServedModel] = {}
+    for given, located, precision in found:
+        name = given or "".join(
+            c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in located.name
+        )
+        if not NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is no name for a model: letters, digits, '.', '_' and '-', at most 128"
+            )
+        if name in models:
+            raise UsageError(f"two models are called {name}: name one with NAME=MODEL")
+        models[name] = ServedModel(name, located.path, located.name, precision)
+    return list(models.values())
+
+
+def print_limits() -> str:
+    """Every limit of limits.py, a line each."""
+    rows: list[tuple[str, Any]] = [
+        (n, v) for n, v in vars(limits).items() if n.isupper() and not n.startswith("_")
+    ]
+    wide = max(len(name) for name, _ in rows)
+    return "\n".join(
+        f"{name:<{wide}}  {value:,}" for name, value in rows if name not in ("KIB", "MIB", "GIB")
+    )
+
+
+if sys.platform == "win32":
+    raise BadConfiguration("paragone serve runs on Linux and macOS")

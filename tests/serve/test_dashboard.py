@@ -1,0 +1,27 @@
+"""The dashboard asks for what the server counts."""
+
+import json
+import re
+from pathlib import Path
+
+from paragone.serve.messages import State
+from paragone.serve.metrics import Metrics, RequestTimes
+
+
+def test_every_name_on_the_dashboard_is_counted():
+    metrics = Metrics()
+    metrics.step("m", State(1, 2, 3, 4, 0, 1, 1, 1, 0.1, 5))
+    times = RequestTimes(metrics, "m", 0.0)
+    times.tokens(1)
+    times.tokens(1)
+    times.done(3, 2, ["stop"])
+    metrics.http.labels("/", "200").inc()
+    text = metrics.text().decode()
+    counted = {re.split(r"[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")}
+    dashboard = json.loads((Path(__file__).parents[2] / "deploy" / "grafana.json").read_text())
+    asked = {
+        name for panel in dashboard["panels"] for target in panel["targets"]
+        for name in re.findall(r"(?:vllm:|paragone_)\w+", target["expr"])
+    }  # fmt: skip
+    assert len(asked) > 10
+    assert asked <= counted, asked - counted

@@ -1,0 +1,296 @@
+"""Too much work, signals, an engine that dies or hangs (rows 21, 22, 24)."""
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.serve.harness import events_of, serving
+
+OPTIONS = "--kv-cache-mb", "64"
+
+
+@pytest.fixture
+def own(tiny_folder):
+    """A server of its own for a test, which may end it."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*more):
+            arguments = f"tiny={tiny_folder}:bf16", *OPTIONS, *more
+            return stack.enter_context(serving(*arguments, model="tiny"))
+
+        yield start
+
+
+def test_ten_times_as_many_as_fit(own):
+    """Everybody gets an answer: the words, or a refusal at once; and as much is done as without the others."""
+    server = own("--max-num-seqs", "8", "--max-queue", "8")
+    refused: list[float] = []
+
+    def ask(_):
+        begin = time.perf_counter()
+        found = server.complete("Hello", max_tokens=32, ignore_eos=True, temperature=0)
+        if found.status != 200:
+            refused.append(time.perf_counter() - begin)
+            assert int(found.headers["retry-after"]) >= 1
+            assert found.error["code"] == "overloaded"
+        return found.status
+
+    with ThreadPoolExecutor(160) as pool:
+        statuses = list(pool.map(ask, range(1500)))
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 16
+    assert server.idle()["engine_restarts"] == 0
+    assert server.complete(max_tokens=1).status == 200
+
+
+def test_the_official_client_comes_through(own):
+    """It tries again by itself where it is refused."""
+    import openai
+
+    server = own("--max-num-seqs", "1", "--max-queue", "0")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=20)
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 8}
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: client.completions.create(**body).usage.total_tokens, range(8)))
+    assert len(done) == 8
+
+
+def reader(server, body, found):
+    """Reads a stream to its end, whatever that is."""
+    with contextlib.closing(server.connect()) as connection:
+        data = b""
+        try:
+            connection.request(
+                "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+            )
+            answer = connection.getresponse()
+            while piece := answer.read1(1 << 16):
+                data += piece
+            found.append((answer.status, data, time.monotonic()))
+        except (OSError, http.client.HTTPException) as err:
+            found.append((0, data + repr(err).encode(), time.monotonic()))
+
+
+def streams(server, count, tokens=480):
+    """So many answers on their way, each with the text of its end."""
+    found: list[tuple[int, bytes, float]] = []
+    body = {"model": "tiny", "prompt": "Hello", "max_tokens": tokens, "stream": True, "ignore_eos": True}
+    threads = [threading.Thread(target=reader, args=(server, body, found)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, found
+
+
+def ended_well(status, data):
+    """With its end, with an error in it, or with a refusal."""
+    if status == 200:
+        return data.endswith(b"data: [DONE]\n\n") or "error" in events_of(data)[-1]
+    return status in (500, 503) and "error" in json.loads(data)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.1, 0.3])
+def test_told_to_stop(own, moment):
+    server = own("--drain", "20")
+    threads, found = streams(server, 20)
+    time.sleep(moment)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    if server.process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            ready, health, asked = (server.get("/ready"), server.get("/health"), server.complete())
+            assert (ready.status, health.status, asked.status) == (503, 200, 503)
+            assert asked.headers["retry-after"]
+            assert asked.headers["connection"] == "close"
+    for thread in threads:
+        thread.join(30)
+    assert server.process.wait(25) == 0
+    assert len(found) == 20
+    for status, data, _ in found:
+        assert ended_well(status, data) or status == 0, data[-300:]  # not even connected before it ended
+    assert sum(status == 200 for status, _, _ in found) or moment == 0
+
+
+def test_not_done_in_time(own):
+    """What is not finished when the time is over is told so; the exit code says that somebody was cut off."""
+    server = own("--drain", "0.2", "--max-num-seqs", "2")
+    threads, found = streams(server, 20)
+    time.sleep(0.3)
+    assert server.stop() == 1
+    for thread in threads:
+        thread.join(10)
+    assert all(ended_well(status, data) for status, data, _ in found), [d[-200:] for _, d, _ in found]
+    assert any(b"server_stopped" in data for _, data, _ in found)
+
+
+def test_told_twice(own):
+    server = own("--drain", "60", "--max-num-seqs", "2")
+    threads, found = streams(server, 20)
+    time.sleep(0.3)
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    begin = time.monotonic()
+    assert server.stop(signal.SIGINT) == 1
+    assert time.monotonic() - begin < 5
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_it(own, number):
+    server = own()
+    engine = server.engine_pid()
+    pid = server.process.pid
+    children = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    assert engine in children
+    server.stop(number)
+    deadline = time.monotonic() + 5
+    while any(os.path.exists(f"/proc/{pid}") and b"Z" not in _state(pid) for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except OSError:
+        return b"Z"
+
+
+def test_the_engine_is_killed_again_and_again(own):
+    """Whoever waits hears of it within a second; the next request finds a new one. A fourth end within a
+    minute is too often."""
+    random.seed(3)
+    server = own()
+    want = server.complete("Hello", temperature=0).json["choices"]
+    for _ in range(3):
+        threads, found = streams(server, 8)
+        time.sleep(random.random() * 0.3)
+        os.kill(server.engine_pid(), random.choice((signal.SIGKILL, signal.SIGSEGV)))
+        killed = time.monotonic()
+        for thread in threads:
+            thread.join(10)
+        for status, data, at in found:
+            assert ended_well(status, data), data[-300:]
+            assert at - killed < 1.0 or data.endswith(b"[DONE]\n\n")
+        server.wait_until_ready(30)
+        assert server.complete("Hello", temperature=0).json["choices"] == want
+    assert server.machine()["engine_restarts"] == 3
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    assert server.process.wait(10) == 70
+    assert server.events("given_up")
+
+
+def test_an_engine_that_hangs(own):
+    """Stopped in its tracks, it says nothing; it is killed, and another takes its place."""
+    server = own("--step-timeout", "1")
+    engine = server.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    begin = time.monotonic()
+    found = server.complete()
+    assert (found.status, found.error["code"]) == (500, "engine_error")
+    assert time.monotonic() - begin < 5
+    server.wait_until_ready(30)
+    assert server.engine_pid() != engine
+    assert server.events("engine_hangs")
+
+
+def test_health_while_there_is_no_engine(own):
+    server = own()
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    seen = set()
+    deadline = time.monotonic() + 5
+    while 503 not in seen and time.monotonic() < deadline:
+        seen.add(server.get("/health").status)
+    assert 503 in seen
+    server.wait_until_ready(30)
+    assert server.get("/health").status == 200
+
+
+def test_models_make_room_for_each_other(tiny_folder, other_folder):
+    names = ("one", tiny_folder), ("two", other_folder), ("three", tiny_folder)
+    models = [f"{name}={folder}:bf16" for name, folder in names]
+    with serving(*models, "--kv-cache-mb", "30", "--memory-mb", "70", model="one") as server:
+        for name, _ in (*names, *names):
+            assert server.complete(model=name).status == 200
+            loaded = [m["model"] for m in server.machine()["models"] if m["loaded"]]
+            assert name in loaded
+            assert len(loaded) <= 2
+        assert server.events("model_unloaded")
+
+
+def test_a_model_that_cannot_be_loaded(tiny_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_folder, tmp_path / "broken")
+    weights = tmp_path / "broken" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with serving(
+        f"tiny={tiny_folder}:bf16", f"broken={tmp_path / 'broken'}:bf16", *OPTIONS, model="tiny"
+    ) as server:
+        found = server.complete(model="broken")
+        assert found.status in (500, 503)
+        assert str(tmp_path) not in found.data.decode()
+        assert server.complete().status == 200
+
+
+def test_an_address_that_is_taken(server, tiny_folder, capfd):
+    from paragone.cli.main import run
+
+    assert run(["serve", "--port", str(server.port), f"tiny={tiny_folder}"]) == 69
+    assert "in use" in capfd.readouterr().err
+
+
+def test_limits_are_printed(capfd):
+    from paragone import limits
+    from paragone.cli.main import run
+
+    assert run(["serve", "--print-limits"]) == 0
+    shown = capfd.readouterr().out
+    for name in ("BODY_BYTES", "QUEUE", "GRAMMAR_SECONDS"):
+        assert f"{getattr(limits, name):,}" in next(
+            line for line in shown.splitlines() if line.startswith(name)
+        )
+
+
+def test_tls(tiny_folder, home):
+    with serving(
+        f"tiny={tiny_folder}:bf16", "--tls-self-signed", *OPTIONS, model="tiny", home=home
+    ) as server:
+        assert server.scheme == "https"
+        assert server.chat(stream=True).data.endswith(b"data: [DONE]\n\n")
+        assert oct((home / "tls" / "self-signed.key").stat().st_mode & 0o777) == "0o600"
+        import ssl
+        import urllib.request
+
+        context = ssl.create_default_context(cafile=str(home / "tls" / "self-signed.pem"))
+        assert urllib.request.urlopen(f"{server.url}/health", context=context).status == 200
+        with server.raw_socket() as connection:  # no TLS
+            connection.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            assert b"200" not in connection.recv(100)
+    from paragone.cli.main import run
+
+    (home / "x.pem").write_text("no certificate")
+    assert (
+        run(
+            [
+                "serve",
+                "--tls-cert",
+                str(home / "x.pem"),
+                "--tls-key",
+                str(home / "x.pem"),
+                f"tiny={tiny_folder}",
+            ]
+        )
+        == 78
+    )
+    assert run(["serve", "--tls-cert", str(home / "x.pem"), f"tiny={tiny_folder}"]) == 2

@@ -1,0 +1,198 @@
+"""What cannot be used is refused by name, and the server goes on as if nothing had been (rows 8 to 10)."""
+
+import json
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paragone.serve.call import decode
+from paragone.serve.errors import ApiError
+from paragone.serve.schemas import ChatRequest, CompletionRequest
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "good"),
+    [
+        ("n", [0, 17, -1, 1.5, "2", True], [1, 16]),
+        ("max_tokens", [0, -1, 1.5, "8", (1 << 30) + 1], [1, 1 << 30]),
+        ("max_completion_tokens", [0, -1], [1]),
+        ("temperature", [-0.1, 2.1, "1"], [0, 2, 1e-9]),
+        ("top_p", [0, 1.1, -1], [0.01, 1]),
+        ("top_k", [-2, 1.5], [-1, 0, 50]),
+        ("min_p", [-0.1, 1.1], [0, 1]),
+        ("repetition_penalty", [0, 101], [0.5, 100]),
+        ("presence_penalty", [-2.1, 2.1], [-2, 2]),
+        ("frequency_penalty", [-2.1, 2.1], [-2, 2]),
+        ("seed", [2**63, -(2**63) - 1, 1.5], [0, -1, 2**63 - 1]),
+        ("top_logprobs", [-1, 21], []),
+        ("stop", ["", ["a"] * 17, ["a" * 257], [1], 5], ["a", ["a"] * 16, ["a" * 256], []]),
+        ("stop_token_ids", [[-1], ["a"], [99999]], [[0]]),
+        ("min_tokens", [-1], [0, 5]),
+        ("logit_bias", [{"a": 1}, {"1": 101}, {"1": "x"}, {"99999": 1}, {str(i): 0 for i in range(1025)}], [{"1": 100}, {}]),
+        ("allowed_token_ids", [[], [99999], [-1]], [[65]]),
+        ("priority", [1001, "high"], [-1000, 1000]),
+        ("timeout", [0, -1], [30]),
+        ("stream", ["yes", 1], [True, False]),
+        ("model", ["", "../x", "a b", 5], []),
+        ("response_format", [{"type": "xml"}, {}, "json"], [{"type": "text"}]),
+        ("tool_choice", ["maybe"], ["none", "auto"]),
+        ("stream_options", [{"nope": 1}], [{"include_usage": False}]),
+        ("best_of", [2], []), ("audio", [{}], []), ("reasoning_effort", ["low"], []), ("nope", [1], []),
+        ("chat_template", ["{{ 7*7 }}"], []), ("chat_template_kwargs", [{"chat_template": "x"}], []),
+    ],
+)  # fmt: skip
+def test_every_bound_of_every_field(server, field, bad, good):
+    for value in bad:
+        found = server.chat(**{field: value})
+        assert found.status == 400, (value, found.data)
+        param = found.error["param"]
+        assert param is not None, found.data
+        assert param.split("[")[0].split(".")[0] == field, found.data
+    for value in good:
+        found = server.chat(**({field: value} | ({"max_tokens": 1} if "tokens" not in field else {})))
+        assert found.status == 200, (value, found.data)
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ("Hi", "messages"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "king", "content": "x"}], "messages[0].role"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": "x", "extra": 1}], "messages[0].extra"),
+        ([{"role": "user", "content": "x"}] * 1025, "messages"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}]}], "messages[0].tool_calls"),
+    ],
+)  # fmt: skip
+def test_messages_that_are_none(server, messages, param):
+    found = server.post("/v1/chat/completions", {"model": "tiny", "messages": messages})
+    assert found.status == 400, found.data
+    assert (found.error["param"] or "").startswith(
+        param.split("[0].content[0]")[0] if "content[0]" in param else param
+    )
+
+
+BODIES = {
+    "not JSON": b"{",
+    "nothing": b"",
+    "NaN": b'{"temperature": NaN}',
+    "infinite": b'{"temperature": 1e999}',
+    "a key twice": b'{"model": "tiny", "model": "other"}',
+    "half a surrogate": b'{"model": "tiny", "prompt": "\\ud800"}',
+    "deep": b"[" * 5000,
+    "deep and closed": b"[" * 5000 + b"]" * 5000,
+    "many digits": b'{"n": ' + b"9" * 5000 + b"}",
+    "not UTF-8": b'{"model": "\xff"}',
+    "a list": b"[]",
+    "null": b"null",
+    "a text": b'"x"',
+}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/apply-template"]
+)
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_that_are_no_request(server, path, name):
+    found = server.post(path, BODIES[name])
+    assert found.status == 400, found.data
+    assert found.error["code"] in ("invalid_json", "invalid_value", "missing_field")
+    assert not any(word in found.data.decode() for word in ("Traceback", "/work", ".py", "0x"))
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-Infinity", "1e999", '"\\udfff"', "9" * 5000, "[" * 200 + "]" * 200]
+)
+def test_corner_cases_in_every_field(server, value):
+    for kind in (ChatRequest, CompletionRequest):
+        for field in kind.__struct_fields__:
+            body = f'{{"model": "tiny", "{field}": {value}}}' if field != "model" else f'{{"model": {value}}}'
+            with pytest.raises(ApiError) as caught:
+                decode(body.encode(), kind)
+            assert caught.value.status == 400
+
+
+def test_nothing_else_is_taken(server):
+    body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1}).encode()
+    for headers, status in (
+        ({"Content-Type": "text/plain"}, 415), ({"Content-Type": ""}, 415), ({"Content-Encoding": "gzip"}, 415),
+        ({"Content-Type": "application/json; charset=utf-8"}, 200),
+    ):  # fmt: skip
+        assert server.post("/v1/completions", body, headers=headers).status == status
+    assert server.get("/v1/completions").status == 405
+    assert server.get("/v1/completions").headers["allow"] == "POST"
+    assert server.get("/nowhere").error["code"] == "not_found"
+    assert server.post("/v1/completions", {"model": "nope", "prompt": "x"}).error["code"] == "model_not_found"
+    assert server.chat(messages=MESSAGES, top_logprobs=2).error["param"] == "top_logprobs"
+
+
+@pytest.mark.parametrize("length", [1021, 1022, 1023, 1024, 1025, 1100, 5000])
+def test_a_prompt_that_does_not_fit(server, length):
+    """The context is 1,024; at least one token has to be left for the answer."""
+    found = server.complete([65] * length, max_tokens=4)
+    if length < 1024:
+        assert found.status == 200
+        assert found.json["usage"]["completion_tokens"] <= min(4, 1024 - length)
+    else:
+        assert (found.status, found.error["code"]) == (400, "context_length_exceeded")
+        assert str(length) in found.error["message"]
+        assert "1024" in found.error["message"]
+
+
+def test_a_text_that_does_not_fit_is_refused_before_it_is_encoded(server):
+    for body in (server.complete("x" * 2_000_000), server.chat("x" * 2_000_000), server.chat("x" * 3000)):
+        assert (body.status, body.error["code"]) == (400, "context_length_exceeded")
+
+
+def test_ids_outside_the_vocabulary(server):
+    assert server.complete([5, 100_000]).error["param"] == "prompt"
+    assert server.complete([-1]).status == 400
+    assert server.complete("").error["param"] == "prompt"
+    assert server.complete([]).error["param"] == "prompt"
+    assert server.complete(["a"] * 1025).error["param"] == "prompt"
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+CHAT_FIELDS = st.sampled_from([*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__, "x"])
+
+
+@given(st.dictionaries(CHAT_FIELDS, VALUES, max_size=6))
+@settings(max_examples=5000, suppress_health_check=[HealthCheck.too_slow])
+def test_any_body_is_a_request_or_a_400(fields):
+    """Five thousand of them, without a server between."""
+    for kind in (ChatRequest, CompletionRequest):
+        try:
+            decode(json.dumps({"model": "tiny", "messages": MESSAGES, "prompt": "x"} | fields).encode(), kind)
+        except ApiError as err:
+            assert err.status == 400
+            assert err.body["error"]["message"]  # type: ignore[index]
+
+
+def test_afterwards_it_is_as_before(server):
+    before = server.complete(temperature=0).json["choices"]
+    pid = server.engine_pid()
+    for _ in range(30):
+        server.chat(temperature=9)
+        server.post("/v1/completions", b"{")
+    assert server.idle()
+    assert server.complete(temperature=0).json["choices"] == before
+    assert server.engine_pid() == pid
+    lag = server.get("/metrics").data.decode()
+    assert "paragone_event_loop_lag_seconds_bucket" in lag
+    assert math.isfinite(float(lag.split("paragone_event_loop_lag_seconds_sum ")[1].split()[0]))

@@ -1,0 +1,219 @@
+"""Heads, bodies and connections that would keep a server busy (row 11), and those that go away (row 20)."""
+
+import contextlib
+import json
+import random
+import re
+import socket
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from paragone import limits
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def exchange(server, data, *, pause=0.0, wait=15.0):
+    """What comes back for these bytes, until the server closes or `wait` is over."""
+    with server.raw_socket() as connection:
+        connection.settimeout(wait)
+        with contextlib.suppress(OSError):
+            for piece in data if isinstance(data, list) else [data]:
+                connection.sendall(piece)
+                time.sleep(pause)
+        answer = b""
+        with contextlib.suppress(OSError):
+            while not complete(answer) and (piece := connection.recv(1 << 16)):
+                answer += piece
+        return answer
+
+
+def complete(answer):
+    head, end, body = answer.partition(b"\r\n\r\n")
+    size = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    return bool(end) and size is not None and len(body) >= int(size[1])
+
+
+def status_of(answer):
+    return int(answer.split()[1]) if answer else 0
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000, 431),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"".join(b"X%d: y\r\n" % i for i in range(9000)) + b"\r\n", 431),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 431),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"GET  HTTP/1.1\r\n\r\n", 400),
+        (HEAD + b"Content-Length: -5\r\n\r\n", 400),
+        (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (HEAD + b"Content-Length: 99999999999\r\n\r\n", 413),
+        (HEAD + b"Content-Length: %d\r\n\r\n" % (limits.BODY_BYTES + 1), 413),
+        (HEAD + b"Connection: close\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde", 415),
+    ],
+)  # fmt: skip
+def test_what_is_no_request(server, data, status):
+    answer = exchange(server, data)
+    assert status_of(answer) == status, answer[:300]
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_body_is_counted_while_it_comes(server):
+    """Chunked: nobody said how long it would be."""
+    piece = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+    begin = time.monotonic()
+    answer = exchange(server, [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[piece] * 12])
+    assert status_of(answer) == 413
+    assert time.monotonic() - begin < 10
+
+
+def test_the_largest_body_is_taken(server):
+    text = json.dumps({"model": "tiny", "prompt": "x"}).encode()
+    body = text[:-1] + b" " * (limits.BODY_BYTES - len(text)) + b"}"
+    assert server.post("/v1/completions", body).status == 200
+    assert server.post("/v1/completions", body + b" ").status == 413
+
+
+def test_a_slow_head(server):
+    begin = time.monotonic()
+    answer = exchange(server, b"GET / HTTP/1.1\r\nHost: loc")
+    assert status_of(answer) == 408
+    assert limits.HEADER_SECONDS - 1 < time.monotonic() - begin < limits.HEADER_SECONDS + 4
+
+
+def test_slow_clients_do_not_keep_others_waiting(server):
+    """Two hundred heads that never end, and one client that is in earnest."""
+
+    def first_token():
+        begin = time.perf_counter()
+        assert server.complete("Hello", max_tokens=1, temperature=0).status == 200
+        return time.perf_counter() - begin
+
+    before = statistics.median(first_token() for _ in range(40))
+    slow = [server.raw_socket() for _ in range(200)]
+    try:
+        for connection in slow:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX: ")
+        beside = statistics.median(first_token() for _ in range(40))
+    finally:
+        for connection in slow:
+            connection.close()
+    assert beside < 2 * before + 0.02, (before, beside)
+    assert server.complete().status == 200
+
+
+def streamed(server, **fields):
+    """A connection on which an answer has been asked for."""
+    body = {"model": "tiny", "prompt": "Hello", "stream": True, "ignore_eos": True} | fields
+    data = json.dumps(body).encode()
+    connection = server.raw_socket()
+    connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+    return connection
+
+
+def test_clients_that_leave(server):
+    """Three hundred, at any moment: in the head, in the body, while waiting, in the answer, after it."""
+    random.seed(5)
+    before = server.complete("Hello", temperature=0).json["choices"]
+    pid = server.engine_pid()
+
+    def leave(count):
+        for _ in range(count):
+            whole = random.random() < 0.5
+            fields = {
+                "max_tokens": random.randint(1, 480),
+                "n": random.choice((1, 1, 3)),
+                "stream": not whole,
+            }
+            if random.random() < 0.3:  # half a request
+                with server.raw_socket() as connection:
+                    data = HEAD + b'Content-Length: 60\r\n\r\n{"model": "tiny", "prompt": "Hello"'
+                    connection.sendall(data[: random.randint(1, len(data))])
+                continue
+            with contextlib.closing(streamed(server, **fields)) as connection:
+                time.sleep(random.random() * 0.05)
+                if random.random() < 0.5 and not whole:
+                    with contextlib.suppress(OSError):
+                        connection.settimeout(0.05)
+                        connection.recv(random.randint(1, 5000))
+                if random.random() < 0.3:  # by a reset, not by an end
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    threads = [threading.Thread(target=leave, args=(75,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.idle(5)
+    assert server.engine_pid() == pid
+    assert server.complete("Hello", temperature=0).json["choices"] == before
+    assert any(line.get("status") == 499 for line in server.events("request"))
+
+
+def test_an_answer_nobody_reads_is_ended_within_a_moment(server):
+    """From the client's leaving to free blocks."""
+    for _ in range(10):
+        connection = streamed(server, max_tokens=480, n=4)
+        assert connection.recv(100)
+        assert server.machine()["requests_inside"] == 1
+        connection.close()
+        begin = time.monotonic()
+        server.idle(5)
+        assert time.monotonic() - begin < 0.5
+
+
+def test_two_hundred_long_answers_that_nobody_waits_for(server):
+    connections = [streamed(server, max_tokens=500) for _ in range(200)]
+    time.sleep(0.5)
+    for connection in connections:
+        connection.close()
+    begin = time.monotonic()
+    assert server.complete().status == 200
+    assert time.monotonic() - begin < 5
+    server.idle()
+
+
+def test_events_survive_any_cut(server):
+    """A client may get the stream in pieces of any size."""
+    data = server.complete("Hello", stream=True, max_tokens=64, temperature=1, seed=1).data
+    for size in (1, 2, 3, 7, 64):
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        held, events = b"", []
+        for piece in pieces:
+            held += piece
+            *whole, held = held.split(b"\n\n")
+            events += whole
+        assert held == b""
+        assert events[-1] == b"data: [DONE]"
+        assert all(json.loads(event[6:]) for event in events[:-1])
+
+
+def test_one_port_and_no_other(server):
+    """Of both processes."""
+
+    def listening(pid):
+        import os
+
+        inodes = set()
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/{pid}/fd/{fd}")
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+        tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+        rows = [line.split() for table in tables for line in table]
+        return [row[1] for row in rows if row[3] == "0A" and row[9] in inodes]
+
+    assert len(listening(server.process.pid)) == 1
+    assert listening(server.engine_pid()) == []
