@@ -180,10 +180,10 @@ def main(rounds: int, seconds: float, write: bool) -> None:
     def ratio(clients: int, peer: str) -> float:
         key = str(clients)
         rates = [(m["Paragone"][key]["tokens_per_s"], _rate(m, peer, key)) for m in found]
-        return round(median(own / other for own, other in rates), 2)
+        return round(float(median(own / other for own, other in rates)), 2)
 
     def typical(name: str, key: str, what: str) -> float:
-        return median(float(m[name][key][what]) for m in found)
+        return float(median(float(m[name][key][what]) for m in found))
 
     rows = [
         ["The engine without HTTP", *(f"{median(m['engine'][str(n)] for m in found):.0f}" for n in CLIENTS)]
@@ -205,8 +205,8 @@ def main(rounds: int, seconds: float, write: bool) -> None:
     lines = [
         f"SmolLM2-135M, Paragone and llama.cpp on the same Q4_0 file, vLLM in bfloat16; {here['cpu']},",
         f"{here['cores']} cores, kernels {here['kernels']}; `make bench-serve`, {rounds} round(s) of",
-        f"{seconds:g} s, medians. Clients stream answers of {TOKENS} tokens, one after the other; they run on",
-        "the same processors.",
+        f"{seconds:g} s, medians. Clients stream answers of {TOKENS} tokens, one after the other, on the",
+        "same processors.",
         "",
         *table(["output tokens/s", *(f"{n} client{'s' if n > 1 else ''}" for n in CLIENTS)], rows),
         "",

@@ -99,7 +99,11 @@ def test_masks_follow_the_answer(exact):
     engine = Engine(exact.decoder, exact.tokenizer, EngineConfig(max_num_batched_tokens=3))
     ids = exact.encode(TEXT)
     answers = engine.run(
-        [Request(ids, params, allowed=lambda: allowed), Request(ids, params, allowed=lambda: nothing), Request(ids, params)]
+        [
+            Request(ids, params, allowed=lambda: allowed),
+            Request(ids, params, allowed=lambda: nothing),
+            Request(ids, params),
+        ]
     )
     assert answers[0].token_ids == [41, 40, 41, 40, 41]
     assert seen == [answers[0].token_ids[:n] for n in range(5)]

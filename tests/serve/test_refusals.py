@@ -152,6 +152,13 @@ def test_a_text_that_does_not_fit_is_refused_before_it_is_encoded(server):
         assert (body.status, body.error["code"]) == (400, "context_length_exceeded")
 
 
+def test_settings_that_leave_no_token(server):
+    found = server.complete(allowed_token_ids=[258], min_tokens=3, stop_token_ids=[258])
+    assert (found.status, found.error["param"]) == (400, "allowed_token_ids")
+    form = {"structured_outputs": {"choice": ["abc"]}, "allowed_token_ids": [65]}
+    assert server.chat(**form).error["param"] == "structured_outputs.choice"
+
+
 def test_ids_outside_the_vocabulary(server):
     assert server.complete([5, 100_000]).error["param"] == "prompt"
     assert server.complete([-1]).status == 400

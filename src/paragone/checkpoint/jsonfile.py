@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,12 @@ def read_json(path: Path, max_bytes: int = limits.CONFIG_BYTES) -> dict[str, Any
     return value
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, parse_float: Callable[[str], Any] = float) -> Any:
     """A JSON text. Raises ValueError or RecursionError where it is none, has a key twice, is nested too
     deeply or holds a number that is not finite or has too many digits."""
-    value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_int=_integer)
+    value = json.loads(
+        data.decode("utf-8-sig"), object_pairs_hook=_unique, parse_int=_integer, parse_float=parse_float
+    )
     check_plain(value)
     return value
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+NOTHING_ALLOWED = "no token is allowed here"  # the error of an answer that its own settings make impossible
 # What may come after an answer's tokens so far: (V,) booleans, or None for everything.
 Allowed = Callable[[Sequence[int]], "Tensor | None"]
 

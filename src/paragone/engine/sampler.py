@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paragone.engine.params import SamplingParams
-from paragone.engine.request import TokenLogprobs
+from paragone.engine.request import NOTHING_ALLOWED, TokenLogprobs
 from paragone.errors import MalformedData
 from paragone.kernels import native
 from paragone.ops.choose import kernels_wanted
@@ -83,7 +83,7 @@ class Sampler:
         if self._too_early:
             logits[self._ends] = -torch.inf
         if float(logits.max()) == -math.inf:
-            raise MalformedData("no token is allowed here")
+            raise MalformedData(NOTHING_ALLOWED)
         if self._seen is not None:
             seen = logits[self._seen]
             penalty = params.repetition_penalty

@@ -125,7 +125,7 @@ class Call:
 def decode(data: bytes, kind: type[T]) -> T:
     """A body's bytes as a type of schemas.py. Raises ApiError (400) saying what is wrong, and where."""
     try:
-        value = parse_json(data)
+        value = parse_json(data, _number)
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs are no text
     except RecursionError:
@@ -138,6 +138,12 @@ def decode(data: bytes, kind: type[T]) -> T:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as err:
         raise _invalid(str(err)) from None
+
+
+def _number(digits: str) -> int | float:
+    """To JSON Schema, and so to a client's encoder, 5.0 is a whole number."""
+    value = float(digits)
+    return int(value) if value.is_integer() and abs(value) < 1 << 53 else value
 
 
 def _invalid(text: str) -> ApiError:

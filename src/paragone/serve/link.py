@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from paragone import limits
+from paragone.engine.request import NOTHING_ALLOWED
 from paragone.errors import MalformedData
 from paragone.serve.errors import ApiError, api_error, engine_unavailable
 from paragone.serve.logs import Log
@@ -37,8 +38,8 @@ CHECK_EVERY_S = 0.5
 
 
 class Stream:
-    """What comes of one or several prompts, in order. Ends with the last answer's reason, or with an error.
-    `places` says which prompt a request of the engine is, `grammar_param` the field that a grammar is from."""
+    """What comes of one or several prompts, in order, to the last answer's reason or an error. `places`
+    says which prompt a request of the engine is, `grammar_param` the field that a grammar is from."""
 
     __slots__ = ("_items", "_waiter", "answers", "ended", "error", "grammar_param", "places")
 
@@ -173,6 +174,9 @@ class EngineLink(asyncio.Protocol):
     def _failed(self, stream: Stream, error: str) -> None:
         if error.startswith(TOO_COMPLEX):
             self.abort(stream, api_error("GrammarTooComplex", error, stream.grammar_param))
+            return
+        if error == NOTHING_ALLOWED:
+            self.abort(stream, api_error("UsageError", error, stream.grammar_param or "allowed_token_ids"))
             return
         self.log.event("engine_error", level="error", error=error)
         self.abort(stream, api_error("", ""))

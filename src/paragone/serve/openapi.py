@@ -39,16 +39,20 @@ WORDS = {
 
 
 @cache
-def document() -> bytes:
-    """As JSON."""
+def document(models: tuple[str, ...], *, keys: bool) -> bytes:
+    """As JSON, of a server of these models; `keys` says whether it asks for them."""
     bodies = sorted(
         {route.body for route in ROUTES if route.body is not None}, key=lambda kind: kind.__name__
     )
     schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     refs = dict(zip(bodies, schemas, strict=True))
+    name = {"type": "string", "enum": list(models)}
+    for schema in components.values():
+        if "model" in schema.get("properties", {}):
+            schema["properties"]["model"] = name
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, refs, name, keys=keys)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -62,26 +66,28 @@ def document() -> bytes:
     )
 
 
-def _operation(route: Route, refs: dict[type[Any], dict[str, Any]]) -> dict[str, Any]:
+def _operation(
+    route: Route, refs: dict[type[Any], dict[str, Any]], name: dict[str, Any], *, keys: bool
+) -> dict[str, Any]:
     error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     # What reports a state says the same with 503 as with 200.
     plain = {"content": {"application/json": {"schema": {"type": "object"}}}}
     schema: dict[str, Any] = {"type": "object"} if route.media == "application/json" else {"type": "string"}
     content: dict[str, Any] = {route.media: {"schema": schema}}
     if route.stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {}}
+    guarded = keys and not route.open
     responses: dict[str, Any] = {"200": {"description": route.title, "content": content}}
-    for status in sorted({*route.refusals, *(() if route.open else (401,))}):
+    for status in sorted({*route.refusals, *((401,) if guarded else ())}):
         shown = plain if route.open else error
         responses[str(status)] = {"description": WORDS[status]} | shown
     operation: dict[str, Any] = {"summary": route.title, "responses": responses}
-    operation["security"] = [] if route.open else [{"key": []}]
+    operation["security"] = [{"key": []}] if guarded else []
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": refs[route.body]}},
         }
     if "{model}" in route.path:
-        name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        operation["parameters"] = [name]
+        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": name}]
     return operation

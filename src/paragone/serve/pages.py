@@ -143,9 +143,9 @@ async def render(state: State, call: Call) -> None:
     await _json(call, {"prompt": text, "token_ids": ids, "token_strs": strings, "count": len(ids)})
 
 
-async def openapi(state: State, call: Call) -> None:  # noqa: ARG001
+async def openapi(state: State, call: Call) -> None:
     """This API's own document."""
-    await call.reply(200, document())
+    await call.reply(200, document(tuple(m.name for m in state.models), keys=state.keys is not None))
 
 
 async def page(state: State, call: Call) -> None:  # noqa: ARG001

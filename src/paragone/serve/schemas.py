@@ -110,9 +110,10 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
     metadata: dict[str, Label] | None = None  # taken and not used
 
 
-class TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+class TextPart(Struct, forbid_unknown_fields=True):
     """A piece of a message."""
 
+    type: Literal["text"]
     text: Text
 
 
@@ -129,7 +130,7 @@ class ToolCall(Struct, forbid_unknown_fields=True, kw_only=True):
     id: Label
     type: Literal["function"] = "function"
     function: FunctionCall
-    index: int | None = None
+    index: Annotated[int, Meta(ge=0, le=limits.TOOLS)] | None = None
 
 
 Content = Text | Annotated[list[TextPart], Meta(min_length=1, max_length=limits.MESSAGES)]

@@ -187,7 +187,7 @@ class Worker:
                 grammar = grammars.compiled(submit.grammar)
             except Exception as err:
                 refused = Refused(submit.request, type(err).__name__, message_of(err))
-                return lambda: self._compiling.pop(submit.request, None) and self._send(refused)
+                return lambda: self._send(refused)
 
             def add() -> None:
                 if self._compiling.pop(submit.request, None) is not None:  # not aborted since
