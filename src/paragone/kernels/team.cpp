@@ -13,7 +13,8 @@
 namespace {
 
 constexpr int SPINS = 50000;  // about a millisecond: what Python does between two steps
-constexpr int LOST = 8;  // a run is contended where more than this part of its members' time was spent waiting
+constexpr int LOST = 4;  // a run is contended where more than this part of its members' time was spent waiting
+constexpr int IN_A_ROW = 4;  // contended runs: what comes now and then, as a server's other process, is no reason
 constexpr int SHORTEST_PAUSE = 8, LONGEST_PAUSE = 256;  // runs
 constexpr int PATIENCE = 2000;  // then somebody else has the processor of those that are waited for: theirs is this one
 
@@ -65,11 +66,13 @@ Team& Team::shared() {
     return *team;
 }
 
-// How many members a run gets of those that it asks for. Where others want the processors too, members wait for
-// members that do not run, and fewer of them are faster: half of them, for a while that doubles as long as it helps
-// nothing to try again. Members that merely wait for one with a longer task are not meant.
+// How many members a run gets of those that it asks for. Where others want the processors too, run after run, members
+// wait for members that do not run, and fewer of them are faster: half of them, for a while that doubles as long as it
+// helps nothing to try again. Members that merely wait for one with a longer task are not meant.
 int Team::members(int size) {
-    if (preempted_ > 0 && waited_ > lasted_ * size_ / LOST) {
+    bool contended = preempted_ > 0 && waited_ > lasted_ * size_ / LOST;
+    if (paused_ == 0) contended_ = contended ? contended_ + 1 : 0;
+    if (contended && (contended_ >= IN_A_ROW || pause_ > 0)) {
         pause_ = std::min(LONGEST_PAUSE, std::max(SHORTEST_PAUSE, 2 * pause_));
         paused_ = pause_;
     } else if (paused_ > 0) {

@@ -55,6 +55,7 @@ class Team {
     const std::function<void(int)>* work_ = nullptr;
     int size_ = 1;
     int pause_ = 0, paused_ = 0;  // runs with fewer members: of a pause, and left of this one
+    int contended_ = 0;           // runs in a row
     // Of the last run of several members: nanoseconds that it lasted, those that its members waited for each other
     // asleep, and how often one was preempted.
     long lasted_ = 0;
