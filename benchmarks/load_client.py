@@ -35,6 +35,11 @@ def prompt_of(number: int) -> str:
     return " ".join(WORDS[(number * 7 + i * (number % 5 + 1)) % len(WORDS)] for i in range(13)) + f" {number}"
 
 
+def tokens_of(number: int, typical: int) -> int:
+    """Of its answer, half as many to half as many again: people do not all end at the same moment."""
+    return typical // 2 + number * 37 % (typical + 1)
+
+
 class Client(asyncio.Protocol):
     """One connection, kept open."""
 
@@ -50,10 +55,11 @@ class Client(asyncio.Protocol):
         if self.transport is None or self.load.over:
             return
         self.turn += 1
+        number = self.number * 1009 + self.turn
         body = json.dumps(
             {
-                "model": self.load.model, "prompt": prompt_of(self.number * 1009 + self.turn), "stream": True,
-                "max_tokens": self.load.tokens, "ignore_eos": True, "temperature": 0,
+                "model": self.load.model, "prompt": prompt_of(number), "stream": True,
+                "max_tokens": tokens_of(number, self.load.tokens), "ignore_eos": True, "temperature": 0,
             }
         ).encode()  # fmt: skip
         headers = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"

@@ -11,19 +11,20 @@ import time
 from typing import Any
 
 import paragone
-from benchmarks.load_client import prompt_of
+from benchmarks.load_client import prompt_of, tokens_of
 from paragone import Engine, EngineConfig, Request, SamplingParams
 
 
 def rate(model: Any, clients: int, seconds: float, tokens: int) -> float:
     engine = Engine(model.decoder, model.tokenizer, EngineConfig())
-    params = SamplingParams(max_tokens=tokens, ignore_eos=True)
     turns = dict.fromkeys(range(clients), 0)
     of: dict[int, int] = {}
 
     def ask(client: int) -> None:
         turns[client] += 1
-        of[engine.add(Request(model.encode(prompt_of(client * 1009 + turns[client])), params))] = client
+        number = client * 1009 + turns[client]
+        params = SamplingParams(max_tokens=tokens_of(number, tokens), ignore_eos=True)
+        of[engine.add(Request(model.encode(prompt_of(number)), params))] = client
 
     for client in turns:
         ask(client)
