@@ -43,8 +43,8 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
-def commands(port: int) -> dict[str, tuple[list[str], str]]:
-    """How each server is started, and the model's name there."""
+def commands(port: int) -> dict[str, list[str]]:
+    """How each server is started; the model is called smollm2 everywhere."""
     path, folder = str(files()["Q4_0"][0]), str(exported())
     paragone = [sys.executable, "-m", "paragone", "serve", f"smollm2={path}", "--port", str(port)]
     vllm = [
@@ -56,18 +56,14 @@ def commands(port: int) -> dict[str, tuple[list[str], str]]:
         *(str(llama_server()), "-m", path, "--port", str(port), "-np", "64", "-c", str(64 * 512)),
         *("-t", "2", "-tb", "2"),
     ]
-    return {
-        "Paragone": ([*paragone, "--log-level", "warning"], "smollm2"),
-        "vLLM": (vllm, "smollm2"),
-        "llama.cpp": (llama, "smollm2"),
-    }
+    return {"Paragone": [*paragone, "--log-level", "warning"], "vLLM": vllm, "llama.cpp": llama}
 
 
 @contextlib.contextmanager
-def started(name: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def started(name: str, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A server that answers."""
     port = free_port()
-    command, _ = commands(port)[name]
+    command = [*commands(port)[name], *more]
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "2",
