@@ -70,21 +70,14 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
-        if not self.status:
-            self.held += data
-            if b"\r\n\r\n" not in self.held:
-                return
-            self.status = int(self.held[9:12])
-            head, _, data = self.held.partition(b"\r\n\r\n")
-            self.wait = 1.0
-            if self.status != 200:
-                self.held = head
         if self.status != 200:
-            self.load.refused(self.status, now - self.begin)
-            for line in self.held.split(b"\r\n"):
-                if line.lower().startswith(b"retry-after:"):
-                    self.wait = float(line.partition(b":")[2])
-            self.again(self.wait)
+            self.held += data
+            head, end, data = self.held.partition(b"\r\n\r\n")
+            if not end:
+                return
+            self.status = int(head[9:12])
+        if self.status != 200:
+            self.refused(head.lower(), data, now)
             return
         tokens = data.count(b'"text":') or data.count(b'"content":')
         if tokens:
@@ -97,9 +90,14 @@ class Client(asyncio.Protocol):
             self.load.statuses[200] = self.load.statuses.get(200, 0) + 1
             asyncio.get_running_loop().call_soon(self.ask)
 
-    def again(self, wait: float) -> None:
-        loop = asyncio.get_running_loop()
-        loop.call_later(wait if self.load.retry else 0.0, self.ask)
+    def refused(self, head: bytes, body: bytes, now: float) -> None:
+        """Asks again, when it is told to, once the whole refusal has come."""
+        headers = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        if len(body) < int(headers.get(b"content-length", b"0")):
+            return
+        self.load.refused(self.status, now - self.begin)
+        wait = float(headers.get(b"retry-after", b"1")) if self.load.retry else 0.0
+        asyncio.get_running_loop().call_later(wait, self.ask)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.transport = None

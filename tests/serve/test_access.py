@@ -224,6 +224,17 @@ def test_the_limiter_gives_back_what_it_took():
         pass
 
 
+def test_tokens_of_requests_that_run_count_already():
+    limiter, key = Limiter(8), Key("k", "k", b"", 0.0, None, None, 10, None)
+    with limiter.admitted(key), limiter.reserved(key, 10):
+        with pytest.raises(Exception, match="10 tokens a minute"), limiter.admitted(key):
+            pass
+    with limiter.admitted(key), limiter.places(7):
+        with pytest.raises(Exception, match="are inside"), limiter.admitted(None):
+            pass
+    assert limiter.inside == 0
+
+
 def test_not_open_to_others_without_keys(home, tiny_folder, capfd):
     from paragone.cli.main import run
 

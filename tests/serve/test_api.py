@@ -236,7 +236,7 @@ def test_a_deadline(server):
 
 
 def test_priorities_and_penalties_are_taken(server):
-    fields = {"priority": -3, "presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
+    fields = {"priority": 3, "presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.1,
               "min_p": 0.1, "top_k": -1, "logit_bias": {"65": 5}, "min_tokens": 3, "user": "me",
               "max_completion_tokens": 4, "skip_special_tokens": False, "stop_token_ids": [3]}  # fmt: skip
     assert server.chat(**fields).status == 200

@@ -25,3 +25,15 @@ def test_every_name_on_the_dashboard_is_counted():
     }  # fmt: skip
     assert len(asked) > 10
     assert asked <= counted, asked - counted
+
+
+def test_a_model_that_is_loaded_again_counts_from_the_beginning():
+    metrics = Metrics()
+    metrics.step("m", State(0, 0, 0, 4, 2, 50, 20, 1, 0.1, 5))
+    metrics.forget("m")
+    metrics.step("m", State(0, 0, 0, 4, 0, 10, 5, 1, 0.1, 5))
+    text = metrics.text().decode()
+    assert 'vllm:prefix_cache_queries_total{model_name="m"} 60.0' in text
+    assert 'vllm:num_preemptions_total{model_name="m"} 2.0' in text
+    metrics.down()
+    assert metrics.states == {}

@@ -34,7 +34,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
         ("min_tokens", [-1], [0, 5]),
         ("logit_bias", [{"a": 1}, {"1": 101}, {"1": "x"}, {"99999": 1}, {str(i): 0 for i in range(1025)}], [{"1": 100}, {}]),
         ("allowed_token_ids", [[], [99999], [-1]], [[65]]),
-        ("priority", [1001, "high"], [-1000, 1000]),
+        ("priority", [1001, -1, "high"], [0, 1000]),
         ("timeout", [0, -1], [30]),
         ("stream", ["yes", 1], [True, False]),
         ("model", ["", "../x", "a b", 5], []),
@@ -78,6 +78,37 @@ def test_messages_that_are_none(server, messages, param):
     assert (found.error["param"] or "").startswith(
         param.split("[0].content[0]")[0] if "content[0]" in param else param
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "{",
+        '{"a": ' + "[" * 600 + "]" * 600 + "}",
+        '{"a": NaN}',
+        '{"a": 1, "a": 2}',
+        '{"a": "\\ud800"}',
+        "[" * 900,
+    ],
+)
+def test_arguments_of_earlier_calls(server, arguments):
+    """They are JSON inside of JSON, and as foreign."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    found = server.post("/v1/chat/completions", {"model": "tiny", "messages": messages, "max_tokens": 1})
+    assert found.status == 400 or "ud800" in arguments, found.data
+    assert found.status < 500
+
+
+def test_many_prompts_take_many_places(server):
+    """Of the 320 that there are."""
+    assert server.complete(["x"] * 40, n=8, max_tokens=1).status == 200
+    found = server.complete(["x"] * 41, n=8, max_tokens=1)
+    assert (found.status, found.error["param"]) == (400, "prompt")
+    assert server.idle()["requests_inside"] == 0
 
 
 BODIES = {

@@ -68,6 +68,8 @@ CASES = [
     (LLAMA3, '{"name": "f", "parameters": {"q": "x"}}', ("", [("f", '{"q": "x"}')])),
     (LLAMA3, '<|python_tag|>{"name": "f", "parameters": {"q": "x"}}; {"name": "g", "parameters": {}}',
      ("", [("f", '{"q": "x"}'), ("g", "{}")])),
+    (HERMES, '<tool_call>{"name": "f"}</tool_call>', ("", [("f", "{}")])),
+    (HERMES, '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', ("", [("f", '{"a": 1}')])),
     (LLAMA3, '{"no": 1} more', ('{"no": 1} more', [])),
     (LLAMA3, ' Hello {"name": "f"}', (' Hello {"name": "f"}', [])),
 ]  # fmt: skip
@@ -78,6 +80,13 @@ def test_calls_are_read_whatever_the_pieces(form, text, want):
     assert {size: read(form, text, size) for size in (1, 2, 3, 5, 8, 1000)} == dict.fromkeys(
         (1, 2, 3, 5, 8, 1000), want
     )
+
+
+def test_an_object_that_names_no_tool_is_an_answer():
+    text = '{"name": "Alice", "age": 30}'
+    parser = ToolParser(LLAMA3, {"get_weather"})
+    events = [e for c in text for e in parser.push(c)] + parser.finish()
+    assert "".join(e.text for e in events) == text
 
 
 PIECES = st.lists(

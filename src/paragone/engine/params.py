@@ -119,7 +119,7 @@ def _ids(name: str, value: object) -> tuple[int, ...]:
         raise UsageError(f"{name} is {value!r}, not a list of token ids")
     for token in value:
         _whole(f"a token id in {name}", token, 0, limits.VOCAB_SIZE)
-    return tuple(sorted(value))
+    return tuple(sorted(set(value)))
 
 
 def _biases(value: object) -> tuple[tuple[int, float], ...]:

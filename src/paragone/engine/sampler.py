@@ -33,12 +33,8 @@ class Sampler:
             self._rng.manual_seed(params.seed)
         self._counts: Tensor | None = None
         self._seen: Tensor | None = None
-        if params.repetition_penalty != 1.0:
-            self._seen = torch.zeros(vocab_size, dtype=torch.bool)
-            self._seen[torch.tensor(prompt_ids)] = True
-        if params.presence_penalty or params.frequency_penalty:
-            self._counts = torch.zeros(vocab_size)
-        self._added = _added(params, vocab_size)
+        self._added: Tensor | None = None
+        self._unmade: tuple[list[int], int] | None = prompt_ids, vocab_size
         self._ends = torch.tensor(sorted(ends) if params.min_tokens else [], dtype=torch.int64)
 
     @property
@@ -58,6 +54,7 @@ class Sampler:
         where it is known already; `allowed_V` are booleans. Raises MalformedData where nothing is allowed, or
         the logits are no numbers."""
         params = self.params
+        self._make()
         if self.takes_best and allowed_V is None:
             token = int(logits_V.float().argmax()) if best is None else best  # slow in bfloat16
         else:
@@ -70,6 +67,18 @@ class Sampler:
         if self._counts is not None:
             self._counts[token] += 1
         return token, None if params.logprobs is None else token_logprobs(logits_V, token, params.logprobs)
+
+    def _make(self) -> None:
+        """What is as large as the vocabulary: not while an answer waits for its turn."""
+        if self._unmade is None:
+            return
+        params, (prompt_ids, vocab_size), self._unmade = self.params, self._unmade, None
+        if params.repetition_penalty != 1.0:
+            self._seen = torch.zeros(vocab_size, dtype=torch.bool)
+            self._seen[torch.tensor(prompt_ids)] = True
+        if params.presence_penalty or params.frequency_penalty:
+            self._counts = torch.zeros(vocab_size)
+        self._added = _added(params, vocab_size)
 
     def _changed(self, logits: Tensor, allowed_V: Tensor | None) -> Tensor:
         """The logits (V,) with all that the settings do to them before the temperature."""

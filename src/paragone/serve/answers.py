@@ -30,6 +30,7 @@ class Answers:
         self.n = asked.settings.params.n
         self.prompt_tokens = sum(map(len, asked.prompts))
         self.completion_tokens = 0
+        self.most_tokens = self.n * len(asked.prompts) * (asked.settings.params.max_tokens or 0)
         self.cached: dict[int, int] = {}
         self.reasons: list[str] = []
         self.seeds: dict[int, int] = {}
@@ -78,7 +79,7 @@ class ChatChoice:
         self._index = index
         self._tokenizer = tokenizer_of(answers.asked.model)
         form = answers.asked.tools
-        self._parser = None if form is None else ToolParser(form)
+        self._parser = None if form is None else ToolParser(form, answers.asked.tool_names)
         self._wants_logprobs = answers.asked.settings.params.logprobs is not None
         self._begun = False
         self._content: list[str] = []

@@ -1,6 +1,7 @@
 """The ASGI application: who may ask, which handler answers, and one boundary for everything that goes
 wrong."""
 
+import asyncio
 import base64
 import binascii
 import ipaddress
@@ -22,6 +23,7 @@ CHALLENGE = 'Bearer realm="paragone"'
 PAGE_CHALLENGE = 'Basic realm="paragone: any name, and the key as the password", charset="UTF-8"'
 PAGE_PATHS = "/", "/page.css", "/page.js"
 CORS_MAX_AGE_S = 600
+STOPPED = "stopped"  # the message of a cancellation that the client is told of
 
 
 class App:
@@ -34,11 +36,12 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        call = Call(scope, receive, send)
+        call = Call(scope, receive, send, self.state.bodies)
         self.state.calls.add(call)
         try:
             await self._guarded(call)
         finally:
+            call.let_go()
             self.state.calls.discard(call)
             self._note(call)
 
@@ -50,6 +53,10 @@ class App:
             error = err
         except ParagoneError as err:
             error = error_of(err)
+        except asyncio.CancelledError as err:
+            if err.args != (STOPPED,):
+                raise
+            error = ApiError(503, "server_stopped", "the server was stopped before the answer began")
         except Exception as err:
             frame = traceback.extract_tb(err.__traceback__)[-1]
             where = f"{frame.name}:{frame.lineno}"
@@ -70,8 +77,9 @@ class App:
     async def _handle(self, call: Call) -> None:
         routes = find(call.path)
         if call.method == "OPTIONS" and (cors := self._cors(call)):
-            more = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers":
-                    "authorization, content-type", "Access-Control-Max-Age": str(CORS_MAX_AGE_S)}  # fmt: skip
+            asked = call.header("access-control-request-headers") or "authorization, content-type"
+            more = {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": asked[:1000],
+                    "Access-Control-Max-Age": str(CORS_MAX_AGE_S)}  # fmt: skip
             await call.reply(204, b"", headers=cors | more)
             return
         route = next((r for r in routes if r.method == call.method), None)
@@ -129,7 +137,11 @@ class App:
         allowed = self.state.cors
         if origin is None or not (origin in allowed or "*" in allowed):
             return {}
-        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            "Vary": "Origin",
+        }
 
     def _note(self, call: Call) -> None:
         route = call.noted.get("route", "(none)")

@@ -1,12 +1,12 @@
 """From what a client asks to prompts in the engine's line."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paragone import limits
+from paragone.checkpoint.jsonfile import parse_json
 from paragone.errors import MalformedData, ParagoneError
 from paragone.serve.errors import ApiError, error_of
 from paragone.serve.grammar_check import Wanted, wanted
@@ -17,7 +17,7 @@ from paragone.serve.schemas import ChatMessage, ChatRequest, ChosenTool, Complet
 from paragone.serve.settings import Settings, resolve
 from paragone.serve.state import State
 from paragone.serve.tool_formats import ToolFormat, forced_grammar, with_tools
-from paragone.text.chat import MARK, Message, encode_chat, render_chat, split_special
+from paragone.text.chat import MARK, Message, encode_chat, render_chat
 from paragone.text.tokenizer import Tokenizer
 
 CHARS_OF_A_TOKEN = 1_024  # more than any vocabulary has
@@ -33,6 +33,7 @@ class Asked:
     stream: Stream
     prompts: list[list[int]]
     tools: ToolFormat | None  # where calls may come
+    tool_names: frozenset[str] = frozenset()
 
 
 def tokenizer_of(model: ServedModel) -> Tokenizer:
@@ -68,7 +69,9 @@ async def ask_chat(state: State, request: ChatRequest, tenant: str) -> Asked:
         special = tokenizer_of(model).special
         grammar = Wanted("lark", forced_grammar(model.tools, functions, special, several=several), "tools")
     form = model.tools if tools else None
-    return await _submit(state, request, model, [ids], settings, grammar, tenant, form, chat=True)
+    asked = await _submit(state, request, model, [ids], settings, grammar, tenant, form, chat=True)
+    asked.tool_names = frozenset(tool.function.name for tool in tools)
+    return asked
 
 
 def tools_of(request: ChatRequest) -> list[Tool]:
@@ -76,13 +79,17 @@ def tools_of(request: ChatRequest) -> list[Tool]:
     return [] if request.tool_choice == "none" else request.tools or []
 
 
+def prompts_of(request: CompletionRequest) -> int:
+    """How many there are."""
+    given = request.prompt
+    several = isinstance(given, list) and given and not isinstance(given[0], int)
+    return len(given) if several else 1
+
+
 async def ask_completion(state: State, request: CompletionRequest, tenant: str) -> Asked:
     """Raises ApiError as ask_chat does. Several prompts are one request."""
     model = await state.models.use(request.model)
-    prompts = await _prompts(model, request)
-    if len(prompts) * (request.n or 1) > limits.PROMPTS:
-        message = f"{len(prompts)} prompts with n {request.n or 1}: at most {limits.PROMPTS} answers"
-        raise ApiError(400, "invalid_value", message, "prompt")
+    prompts = await _encoded(model, request)
     for ids in prompts:
         _check_length(ids, model, "prompt")
     settings = resolve(request, model.defaults, max(map(len, prompts)), model.context)
@@ -152,8 +159,15 @@ def _check_length(ids: Sequence[int], model: ServedModel, param: str) -> None:
         raise ApiError(400, "context_length_exceeded", message, param)
 
 
-async def _prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
+async def _encoded(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     given = request.prompt
+    size = sum(len(item) if isinstance(item, str | list) else 1 for item in given)
+    if size <= INLINE_CHARS:
+        return _prompts(model, given)
+    return await asyncio.to_thread(_prompts, model, given)
+
+
+def _prompts(model: ServedModel, given: Any) -> list[list[int]]:
     listed: list[Any] = [given] if isinstance(given, str) else given
     if all(isinstance(item, int) for item in listed):
         listed = [listed]  # the ids of one prompt
@@ -163,7 +177,7 @@ async def _prompts(model: ServedModel, request: CompletionRequest) -> list[list[
         raise ApiError(400, "invalid_value", f"{len(listed)} prompts, at most {limits.PROMPTS}", "prompt")
     prompts = []
     for item in listed:
-        ids = await encode_text(model, item, prefix=True, param="prompt") if isinstance(item, str) else item
+        ids = _encode(model, item, prefix=True, param="prompt") if isinstance(item, str) else item
         if any(i >= model.vocab_size for i in ids):
             message = f"token id {max(ids)} is outside the vocabulary of {model.vocab_size}"
             raise ApiError(400, "invalid_value", message, "prompt")
@@ -173,12 +187,15 @@ async def _prompts(model: ServedModel, request: CompletionRequest) -> list[list[
 
 async def encode_text(model: ServedModel, text: str, *, prefix: bool, param: str) -> list[int]:
     """Ids of a text. One that can never fit is refused before it is encoded."""
-    tokenizer = tokenizer_of(model)
+    if len(text) <= INLINE_CHARS:
+        return _encode(model, text, prefix=prefix, param=param)
+    return await asyncio.to_thread(_encode, model, text, prefix=prefix, param=param)
+
+
+def _encode(model: ServedModel, text: str, *, prefix: bool, param: str) -> list[int]:
     _check_size(len(text), model, param)
     try:
-        if len(text) <= INLINE_CHARS:
-            return tokenizer.encode(text, prefix=prefix)
-        return await asyncio.to_thread(tokenizer.encode, text, prefix=prefix)
+        return tokenizer_of(model).encode(text, prefix=prefix)
     except MalformedData as err:
         raise ApiError(400, "invalid_value", str(err), param) from None
 
@@ -194,9 +211,13 @@ async def encode_messages(
     model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]
 ) -> list[int]:
     """Ids of a conversation by the model's own template."""
+    return await asyncio.to_thread(_encode_messages, model, messages, tools)
+
+
+def _encode_messages(model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[int]:
     told, given = _told(model, messages, tools)
     try:
-        return await asyncio.to_thread(encode_chat, tokenizer_of(model), told, tools=given)
+        return encode_chat(tokenizer_of(model), told, tools=given)
     except ParagoneError as err:
         raise error_of(err, "messages") from None
 
@@ -205,14 +226,18 @@ async def render_messages(
     model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]
 ) -> tuple[str, list[int]]:
     """The template's text, exactly as the model sees it, and its ids."""
+    return await asyncio.to_thread(_render_messages, model, messages, tools)
+
+
+def _render_messages(
+    model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]
+) -> tuple[str, list[int]]:
     told, given = _told(model, messages, tools)
-    tokenizer = tokenizer_of(model)
     try:
-        text = await asyncio.to_thread(render_chat, tokenizer, told, tools=given)
-        split_special(tokenizer, text)
-        return text.replace(MARK, ""), await encode_messages(model, messages, tools)
+        text = render_chat(tokenizer_of(model), told, tools=given)
     except ParagoneError as err:
         raise error_of(err, "messages") from None
+    return text.replace(MARK, ""), _encode_messages(model, messages, tools)
 
 
 def _told(
@@ -243,7 +268,7 @@ def _message(message: ChatMessage, place: int) -> Message:
         calls = []
         for call in message.tool_calls:
             try:
-                arguments = json.loads(call.function.arguments or "{}")
+                arguments = parse_json((call.function.arguments or "{}").encode())
             except (ValueError, RecursionError):
                 where = f"messages[{place}].tool_calls"
                 raise ApiError(400, "invalid_value", f"{where}: arguments are no JSON", where) from None

@@ -6,13 +6,14 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
 from paragone import limits
 from paragone.checkpoint.jsonfile import parse_json
-from paragone.serve.errors import ApiError
+from paragone.serve.errors import ApiError, overloaded
 from paragone.serve.keys import Key
 
 Scope = MutableMapping[str, Any]
@@ -26,11 +27,19 @@ _PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$(.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"(?:field|key) `([^`]*)`")
 
 
+@dataclass
+class Bodies:
+    """What the bodies of all requests hold together."""
+
+    used: int = 0  # bytes
+
+
 class Call:
     """What a handler gets. `path` is the raw one of the request line: no header can change it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, bodies: "Bodies") -> None:
         self.scope, self._receive, self._send = scope, receive, send
+        self._bodies, self._held = bodies, 0
         self.id = f"req_{uuid.uuid4().hex[:16]}"
         self.path: str = scope["path"]
         self.method: str = scope["method"]
@@ -41,7 +50,6 @@ class Call:
         self.status = 0
         self.noted: dict[str, Any] = {}  # for the log
         self.cors: dict[str, str] = {}  # headers for a page of another origin that may read this
-        self.sending_since: float | None = None
         self.task = asyncio.current_task()
 
     def header(self, name: str) -> str | None:
@@ -70,7 +78,9 @@ class Call:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(499, "client_closed", "the client has gone")
-                    data += message.get("body", b"")
+                    piece = message.get("body", b"")
+                    self._hold(len(piece))
+                    data += piece
                     if len(data) > limits.BODY_BYTES:
                         raise too_large
                     if not message.get("more_body"):
@@ -90,6 +100,17 @@ class Call:
         if len(data) > LARGE_BODY:
             return await asyncio.to_thread(decode, data, kind)
         return decode(data, kind)
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._bodies.used += size
+        if self._bodies.used > limits.BODIES_BYTES:
+            raise overloaded("too much is being sent at once")
+
+    def let_go(self) -> None:
+        """Of the body, when the request has ended."""
+        self._bodies.used -= self._held
+        self._held = 0
 
     async def gone(self) -> None:
         """Returns when the client has closed the connection."""
@@ -117,9 +138,7 @@ class Call:
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Goes on with it; waits while the client does not read."""
-        self.sending_since = time.monotonic()
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        self.sending_since = None
 
 
 def decode(data: bytes, kind: type[T]) -> T:

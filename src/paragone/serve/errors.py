@@ -25,7 +25,8 @@ class ApiError(Exception):
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
+        self.status, self.code, self.param = status, code, param
+        self.message = message.encode("utf-8", "replace").decode()  # it may quote half of a surrogate pair
         self.headers = headers or {}
 
     @property
@@ -58,6 +59,7 @@ _KINDS: dict[str, tuple[int, str]] = {
     MalformedData.__name__: (400, "invalid_value"),
     BadConfiguration.__name__: (400, "unsupported"),
     "GrammarTooComplex": (400, "grammar_too_complex"),  # the engine's
+    "NotLoaded": (503, "model_unavailable"),  # the engine's, of a model that has just made room
     NotFound.__name__: (404, "model_not_found"),
     NotEnoughMemory.__name__: (503, "out_of_memory"),
 }

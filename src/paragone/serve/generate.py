@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from paragone.serve.answers import Answers, ChatChoice, Json, TextChoice
-from paragone.serve.asking import Asked, ask_chat, ask_completion
+from paragone.serve.asking import Asked, ask_chat, ask_completion, prompts_of
 from paragone.serve.call import Call
 from paragone.serve.errors import ApiError
 from paragone.serve.messages import Delta, Logprob
@@ -18,6 +18,7 @@ from paragone.serve.schemas import ChatRequest, CompletionRequest, Sampling
 from paragone.serve.state import State
 
 Pieces = Callable[[Delta], list[Json]]
+MANY_SCORES = 256  # log-probabilities of a prompt that are written out beside the event loop
 DONE = b"data: [DONE]\n\n"
 SSE = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -26,7 +27,7 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 async def chat(state: State, call: Call) -> None:
     """POST /v1/chat/completions."""
     request = await _body(state, call, ChatRequest)
-    with state.limiter.admitted(call.key):
+    with state.limiter.admitted(call.key), state.models.kept(request.model):
         asked = await _in_time(state, call, request, ask_chat(state, request, call.tenant))
         answers = Answers(asked, "chatcmpl")
         choices = [ChatChoice(answers, index) for index in range(answers.n)]
@@ -37,7 +38,9 @@ async def chat(state: State, call: Call) -> None:
 async def completion(state: State, call: Call) -> None:
     """POST /v1/completions."""
     request = await _body(state, call, CompletionRequest)
-    with state.limiter.admitted(call.key):
+    more = prompts_of(request) * (request.n or 1) - 1
+    limiter = state.limiter
+    with limiter.admitted(call.key), limiter.places(more), state.models.kept(request.model):
         asked = await _in_time(state, call, request, ask_completion(state, request, call.tenant))
         answers = Answers(asked, "cmpl")
         echo, shown = bool(request.echo), request.max_tokens != 0
@@ -56,8 +59,7 @@ async def completion(state: State, call: Call) -> None:
 
 async def _body(state: State, call: Call, kind: type[Any]) -> Any:
     """The body; where there is no place for the request, it is not even read."""
-    with state.limiter.admitted(None):
-        pass
+    state.limiter.check()
     return await call.json(kind)
 
 
@@ -86,11 +88,9 @@ def _watched(state: State, call: Call, request: Sampling, asked: Asked) -> Itera
     watch = asyncio.ensure_future(call.gone())
     gone = ApiError(499, "client_closed", "the client has gone")
     watch.add_done_callback(lambda task: None if task.cancelled() else link.abort(stream, gone))
-    asked.model.requests += 1
     try:
         yield
     finally:
-        asked.model.requests -= 1
         timer.cancel()
         watch.cancel()
         link.abort(stream)  # nothing of it goes on, however this ended
@@ -109,7 +109,8 @@ async def _answer(
     times = RequestTimes(state.metrics, asked.model.name, call.begin)
     call.noted |= {"model": asked.model.name, "prompt_tokens": answers.prompt_tokens}
     try:
-        with _watched(state, call, request, asked):
+        most = answers.prompt_tokens + answers.most_tokens
+        with _watched(state, call, request, asked), state.limiter.reserved(call.key, most):
             if request.stream:
                 await _stream(call, request, answers, pieces, times, kinds[1])
             else:
@@ -136,7 +137,10 @@ async def _whole(
         for delta in deltas:
             answers.count(delta)
             times.tokens(len(delta.token_ids))
-            pieces(delta)
+            if len(delta.prompt_logprobs) > MANY_SCORES:
+                await asyncio.to_thread(pieces, delta)
+            else:
+                pieces(delta)
     body = answers.head(kind) | {"choices": [choice.whole() for choice in choices], "usage": answers.usage}
     if request.return_settings:
         body["settings"] = answers.settings

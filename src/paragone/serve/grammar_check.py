@@ -84,8 +84,8 @@ class GrammarCheck:
             "step_fuel": limits.GRAMMAR_STEP_FUEL,
         }
         worker = str(Path(__file__).with_name("grammar_worker.py"))
-        # Its start, which loads a library, is not the grammar's fault.
-        self.process = LineProcess([sys.executable, "-I", worker, json.dumps(bounds)], seconds)
+        first = b'{"kind": "regex", "source": "a"}\n'
+        self.process = LineProcess([sys.executable, "-I", worker, json.dumps(bounds)], seconds, first)
         self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
         self._held = 0
         # A thread of its own: who waits for hostile grammars is whoever sends grammars, nobody else.
@@ -99,6 +99,8 @@ class GrammarCheck:
 
     async def tried(self, asked: Wanted) -> str:
         """As `grammar`, beside the event loop. Raises ApiError (503) where too many wait already."""
+        if hashlib.sha256(_line(asked)).digest() in self._known:
+            return self.grammar(asked)
         if self._waiting >= limits.GRAMMARS_WAITING:
             raise overloaded(f"{self._waiting} grammars are waiting to be tried")
         self._waiting += 1
@@ -109,7 +111,7 @@ class GrammarCheck:
 
     def grammar(self, asked: Wanted) -> str:
         """llguidance's text of it; takes up to two seconds. Raises ApiError where it cannot be used."""
-        line = json.dumps({"kind": asked.kind, "source": asked.source}).encode() + b"\n"
+        line = _line(asked)
         if len(line) > limits.GRAMMAR_BYTES:
             message = f"{asked.param} is larger than {limits.GRAMMAR_BYTES} bytes"
             raise ApiError(400, "grammar_too_complex", message, asked.param)
@@ -120,7 +122,7 @@ class GrammarCheck:
                 found = json.loads(self.process.ask(line))
             except (TookTooLong, ProcessEnded) as err:
                 found = {"limit": str(err)}
-            self._remember(key, found)
+        self._remember(key, found)
         if "grammar" in found:
             return str(found["grammar"])
         if "limit" in found or any(word in found["error"] for word in ("too complex", "too large", "fuel")):
@@ -129,12 +131,17 @@ class GrammarCheck:
         raise ApiError(400, "invalid_grammar", f"{asked.param}: {found['error']}", asked.param)
 
     def _remember(self, key: bytes, found: dict[str, str]) -> None:
+        """What was asked for last stays longest."""
+        self._held += _size(found) - _size(self._known.pop(key, None))
         self._known[key] = found
-        self._held += _size(found)
         while len(self._known) > limits.GRAMMARS or self._held > limits.GRAMMAR_CACHE_BYTES:
             _, old = self._known.popitem(last=False)
             self._held -= _size(old)
 
 
-def _size(found: dict[str, str]) -> int:
-    return 32 + sum(len(key) + 4 * len(value) for key, value in found.items())
+def _line(asked: Wanted) -> bytes:
+    return json.dumps({"kind": asked.kind, "source": asked.source}).encode() + b"\n"
+
+
+def _size(found: dict[str, str] | None) -> int:
+    return 0 if found is None else 32 + sum(len(key) + 4 * len(value) for key, value in found.items())

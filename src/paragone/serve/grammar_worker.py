@@ -4,12 +4,14 @@ One request and one answer a line, both JSON: {"kind", "source"} gives {"grammar
 """
 
 import json
+import signal
 import sys
 from typing import Any
 
 import llguidance as llg
 from llguidance.gbnf_to_lark import any_to_lark
 
+ALONE_SECONDS = 10
 # Compact JSON: a small model that may write any white space often writes nothing else.
 COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -54,7 +56,9 @@ def main() -> None:
     tokenizer = llg.LLTokenizer("byte")
     limits = llg.LLParserLimits(max_lexer_states=bounds["lexer_states"], step_lexer_fuel=bounds["step_fuel"])
     for line in sys.stdin.buffer:
+        signal.alarm(ALONE_SECONDS)  # where nobody is left to kill it
         answer = check(json.loads(line), tokenizer, limits)
+        signal.alarm(0)
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
 

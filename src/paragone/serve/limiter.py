@@ -19,6 +19,7 @@ class _Account:
     starts: deque[float] = field(default_factory=deque)
     tokens: deque[tuple[float, int]] = field(default_factory=deque)
     token_sum: int = 0
+    reserved: int = 0  # by requests that have not ended
     running: int = 0
 
     def forget(self, now: float) -> None:
@@ -38,18 +39,20 @@ class Limiter:
         self.used: dict[str, Usage] = {}  # since it was last written down, by key's id
         self._accounts: dict[str, _Account] = {}
 
-    @contextmanager
-    def admitted(self, key: Key | None) -> Iterator[None]:
-        """A place for a request, as long as the context lasts. Raises ApiError (503, 429) where there is
-        none."""
+    def check(self) -> None:
+        """Raises ApiError (503) where no request would be taken now."""
         if self.draining:
             error = overloaded("the server is being stopped")
             error.headers |= {"Connection": "close"}
             raise error
         if self.inside >= self.most:
-            raise overloaded(
-                f"{self.inside} requests are inside already, which is all that fit; try again later"
-            )
+            raise overloaded(f"{self.inside} requests are inside already, which is all that fit")
+
+    @contextmanager
+    def admitted(self, key: Key | None) -> Iterator[None]:
+        """A place for a request, as long as the context lasts. Raises ApiError (503, 429) where there is
+        none."""
+        self.check()
         account = None if key is None else self._enter(key)
         self.inside += 1
         try:
@@ -68,12 +71,40 @@ class Limiter:
         if key.requests_per_minute is not None and len(account.starts) >= key.requests_per_minute:
             wait = MINUTE_S - (now - account.starts[0])
             raise _too_many(f"this key may ask {key.requests_per_minute} times a minute", wait)
-        if key.tokens_per_minute is not None and account.token_sum >= key.tokens_per_minute:
-            wait = MINUTE_S - (now - account.tokens[0][0])
+        used = account.token_sum + account.reserved
+        if key.tokens_per_minute is not None and used >= key.tokens_per_minute:
+            wait = MINUTE_S - (now - account.tokens[0][0]) if account.tokens else 1.0
             raise _too_many(f"this key may use {key.tokens_per_minute} tokens a minute", wait)
         account.starts.append(now)
         account.running += 1
         return account
+
+    @contextmanager
+    def places(self, more: int) -> Iterator[None]:
+        """Places for the other answers of a request that has one already. Raises ApiError where they can
+        never be had (400), or not now (503)."""
+        if more >= self.most:
+            message = f"{more + 1} answers to one request, and {self.most} fit at most"
+            raise ApiError(400, "invalid_value", message, "prompt")
+        if self.inside + more > self.most:
+            raise overloaded(f"{self.inside} requests are inside already: {more} more do not fit")
+        self.inside += more
+        try:
+            yield
+        finally:
+            self.inside -= more
+
+    @contextmanager
+    def reserved(self, key: Key | None, tokens: int) -> Iterator[None]:
+        """Tokens that a request may use, counted against its key's limit until it has ended."""
+        account = None if key is None else self._accounts.setdefault(key.id, _Account())
+        if account is not None:
+            account.reserved += tokens
+        try:
+            yield
+        finally:
+            if account is not None:
+                account.reserved -= tokens
 
     def count(self, key: Key | None, prompt_tokens: int, completion_tokens: int) -> None:
         """What a request has used, when it ends."""
@@ -92,6 +123,14 @@ class Limiter:
         """What has been used since the last call."""
         used, self.used = self.used, {}
         return used
+
+    def give_back(self, used: dict[str, Usage]) -> None:
+        """What could not be written down: it comes with the next."""
+        for key, usage in used.items():
+            mine = self.used.setdefault(key, Usage())
+            mine.requests += usage.requests
+            mine.prompt_tokens += usage.prompt_tokens
+            mine.completion_tokens += usage.completion_tokens
 
 
 def _too_many(what: str, wait: float) -> ApiError:

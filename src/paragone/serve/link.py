@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from paragone import limits
@@ -104,6 +105,7 @@ class EngineLink(asyncio.Protocol):
         self._next = 0
         self._heard = time.monotonic()
         self._closing = False
+        self._reaper = ThreadPoolExecutor(1, "reaper")  # never behind what strangers have asked for
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -199,7 +201,7 @@ class EngineLink(asyncio.Protocol):
         self._keep(self._restart(len(failed)))
 
     async def _restart(self, lost: int) -> None:
-        code = await asyncio.to_thread(self._reap)
+        code = await asyncio.get_running_loop().run_in_executor(self._reaper, self._reap)
         now = time.monotonic()
         self._ends.append(now)
         while self._ends and now - self._ends[0] > limits.ENGINE_RESTART_WINDOW_S:
@@ -216,7 +218,8 @@ class EngineLink(asyncio.Protocol):
             await self._spawn()
         except OSError as err:  # no memory, no processes
             self.log.event("engine_not_started", level="error", error=err.strerror)
-            self.on_given_up()
+            await asyncio.sleep(1.0)
+            await self._restart(0)
 
     def _reap(self) -> int | None:
         return None if self._process is None else self._process.wait()
@@ -288,4 +291,4 @@ class EngineLink(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         self._kill()
-        await asyncio.to_thread(self._reap)
+        await asyncio.get_running_loop().run_in_executor(self._reaper, self._reap)

@@ -64,8 +64,6 @@ class Metrics:
     def step(self, model: str, state: State) -> None:
         """After a step of a model's engine."""
         before = self._seen.get(model)
-        if before is not None and state.steps < before.steps:  # the engine was started again
-            before = None
         self.running.labels(model).set(state.running)
         self.waiting.labels(model).set(state.waiting)
         self.cache.labels(model).set(state.blocks_used / state.blocks if state.blocks else 0.0)
@@ -74,6 +72,10 @@ class Metrics:
         self.preempted.labels(model).inc(state.preemptions - (before.preemptions if before else 0))
         self.memory.labels("engine").set(state.resident_bytes)
         self._seen[model] = self.states[model] = state
+
+    def forget(self, model: str) -> None:
+        """A model was loaded anew: its engine counts from the beginning."""
+        self._seen.pop(model, None)
 
     def down(self) -> None:
         """The engine's process has ended: nothing runs."""

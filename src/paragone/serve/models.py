@@ -3,11 +3,13 @@ memory."""
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paragone import limits
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.engine.load import known_format, load_tokenizer
 from paragone.engine.resources import available_memory_bytes
@@ -116,6 +118,16 @@ class Models:
         model.tools = format_of(tokenizer.chat_template)
         model.tokenizer = tokenizer
 
+    @contextmanager
+    def kept(self, name: str) -> Iterator[None]:
+        """The model is not unloaded as long as the context lasts. Raises ApiError where there is none."""
+        model = self.get(name)
+        model.requests += 1
+        try:
+            yield
+        finally:
+            model.requests -= 1
+
     async def use(self, name: str) -> ServedModel:
         """A model that the engine has, loaded now if need be. Raises ApiError where that fails."""
         model = await self.described(name)
@@ -123,7 +135,11 @@ class Models:
             if model.loading is None:
                 await self._load(model)
             if model.loading is not None:
-                await asyncio.shield(model.loading)
+                try:
+                    async with asyncio.timeout(limits.LOAD_SECONDS):
+                        await asyncio.shield(model.loading)
+                except TimeoutError:
+                    raise _unavailable(model) from None
         model.used = time.monotonic()
         return model
 
@@ -136,9 +152,15 @@ class Models:
             self._make_room(model)
             self._begin(model)
 
+    @staticmethod
+    def _promise() -> "asyncio.Future[None]":
+        """That a model will be there. Somebody may have stopped waiting for it when it fails."""
+        made: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        made.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return made
+
     def _begin(self, model: ServedModel) -> None:
-        model.loading = asyncio.get_running_loop().create_future()
-        model.loading.add_done_callback(lambda done: done.exception())  # somebody may have stopped waiting
+        model.loading = model.loading or self._promise()
         self.link.load(
             Load(
                 model.name,
@@ -155,23 +177,20 @@ class Models:
         """Unloads what nobody uses, the longest unused first, until there is memory. Raises ApiError where
         that is not enough."""
         have = [m for m in self if m.loaded is not None or m.loading is not None]
-        most = self._memory
         idle = sorted((m for m in have if m.loaded and not m.requests), key=lambda m: m.used)
-        while have and not self._fits(wanted, have, most):
+        # What is being loaded has not taken its memory yet, and what is unloaded has not given its back.
+        free = available_memory_bytes() - sum(m.bytes for m in have if m.loading is not None)
+        if self._memory is not None:
+            free = self._memory - sum(m.bytes for m in have)
+        while wanted.bytes > free:
             if not idle:
                 message = f"model {wanted.name} needs {wanted.bytes / 1e9:.1f} GB beside those in use"
                 raise ApiError(503, "out_of_memory", message, headers={"Retry-After": "10"})
             gone = idle.pop(0)
             gone.loaded = None
-            have.remove(gone)
+            free += gone.bytes
             self.link.unload(gone.name)
             self.log.event("model_unloaded", model=gone.name, reason="memory")
-
-    @staticmethod
-    def _fits(wanted: ServedModel, have: list[ServedModel], most: int | None) -> bool:
-        if most is None:
-            return wanted.bytes < available_memory_bytes()
-        return wanted.bytes + sum(m.bytes for m in have) <= most
 
     def _on_loaded(self, message: Loaded | LoadFailed) -> None:
         model = self._models[message.model]
@@ -187,37 +206,29 @@ class Models:
             return
         self.log.event("model_failed", level="error", model=model.name, error=message.error)
         if waiting is not None and not waiting.done():
-            waiting.set_exception(
-                ApiError(
-                    503, "model_unavailable", f"model {model.name} could not be loaded: see the server's log"
-                )
-            )
+            waiting.set_exception(_unavailable(model))
 
     def _on_down(self) -> None:
-        self._again = [m for m in self if m.loaded is not None or m.loading is not None]
+        """What was being loaded may be what ended the engine: it is loaded again only if it is asked for."""
+        self._again = [m for m in self if m.loaded is not None]
+        self.fail_loading()
+        for model in self._again:
+            model.loaded, model.loading = None, self._promise()
+
+    def fail_loading(self) -> None:
+        """Whoever waits for a model is told that it does not come."""
         for model in self:
-            model.loaded = None
-            if model.loading is None and model in self._again:
-                model.loading = asyncio.get_running_loop().create_future()
-                model.loading.add_done_callback(lambda done: done.exception())
+            waiting, model.loading = model.loading, None
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(_unavailable(model))
 
     def _on_up(self) -> None:
         """Loads again what the engine had."""
         for model in self._again:
-            waiting = model.loading
             self._begin(model)
-            if waiting is not None and model.loading is not None:
-                _follow(model.loading, waiting)
         self._again = []
 
 
-def _follow(new: "asyncio.Future[None]", old: "asyncio.Future[None]") -> None:
-    """Whoever waits for the old load gets the new one's end."""
-
-    def done(future: "asyncio.Future[None]") -> None:
-        if old.done():
-            return
-        error = future.exception()
-        old.set_exception(error) if error else old.set_result(None)
-
-    new.add_done_callback(done)
+def _unavailable(model: ServedModel) -> ApiError:
+    message = f"model {model.name} could not be loaded: the server's log says why"
+    return ApiError(503, "model_unavailable", message)

@@ -1,5 +1,6 @@
 """Everything that is not generation: models, tokens, templates, health, the page."""
 
+import asyncio
 from importlib.resources import files
 from typing import Any
 
@@ -11,6 +12,7 @@ from paragone.serve.asking import encode_messages, encode_text, render_messages,
 from paragone.serve.call import Call
 from paragone.serve.errors import ApiError
 from paragone.serve.metrics import resident_bytes
+from paragone.serve.models import ServedModel
 from paragone.serve.openapi import document
 from paragone.serve.schemas import DetokenizeRequest, RenderRequest, TokenizeRequest
 from paragone.serve.state import State
@@ -110,37 +112,48 @@ async def tokenize(state: State, call: Call) -> None:
     request = await call.json(TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
         raise ApiError(400, "invalid_value", "give either prompt or messages", "prompt")
-    found = await state.models.described(request.model)
-    if request.messages is not None:
-        ids = await encode_messages(found, request.messages, [])
-    else:
-        text = request.prompt or ""
-        ids = await encode_text(found, text, prefix=request.add_special_tokens, param="prompt")
-    body: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": found.context}
-    if request.return_token_strs:
-        body["token_strs"] = [token_text(tokenizer_of(found), i)[0] for i in ids]
-    await _json(call, body)
+    with state.limiter.admitted(call.key):
+        found = await state.models.described(request.model)
+        if request.messages is not None:
+            ids = await encode_messages(found, request.messages, [])
+        else:
+            text = request.prompt or ""
+            ids = await encode_text(found, text, prefix=request.add_special_tokens, param="prompt")
+        body: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": found.context}
+        if request.return_token_strs:
+            body["token_strs"] = await asyncio.to_thread(_strings, found, ids)
+        await _json(call, body)
+
+
+def _strings(model: ServedModel, ids: list[int]) -> list[str]:
+    return [token_text(tokenizer_of(model), i)[0] for i in ids]
 
 
 async def detokenize(state: State, call: Call) -> None:
     """The text of token ids."""
     request = await call.json(DetokenizeRequest)
-    found = await state.models.described(request.model)
-    tokenizer = tokenizer_of(found)
-    unknown = [i for i in request.tokens if not tokenizer.knows(i)]
-    if unknown:
-        message = f"token id {unknown[0]} is not in the vocabulary of {found.name}"
+    with state.limiter.admitted(call.key):
+        found = await state.models.described(request.model)
+        await _json(call, {"prompt": await asyncio.to_thread(_text, found, request.tokens)})
+
+
+def _text(model: ServedModel, ids: list[int]) -> str:
+    tokenizer = tokenizer_of(model)
+    unknown = next((i for i in ids if not tokenizer.knows(i)), None)
+    if unknown is not None:
+        message = f"token id {unknown} is not in the vocabulary of {model.name}"
         raise ApiError(400, "invalid_value", message, "tokens")
-    await _json(call, {"prompt": tokenizer.decode(request.tokens, skip_special=False)})
+    return tokenizer.decode(ids, skip_special=False)
 
 
 async def render(state: State, call: Call) -> None:
     """What the model would see of a conversation, exactly."""
     request = await call.json(RenderRequest)
-    found = await state.models.described(request.model)
-    text, ids = await render_messages(found, request.messages, request.tools or [])
-    strings = [token_text(tokenizer_of(found), i)[0] for i in ids]
-    await _json(call, {"prompt": text, "token_ids": ids, "token_strs": strings, "count": len(ids)})
+    with state.limiter.admitted(call.key):
+        found = await state.models.described(request.model)
+        text, ids = await render_messages(found, request.messages, request.tools or [])
+        strings = await asyncio.to_thread(_strings, found, ids)
+        await _json(call, {"prompt": text, "token_ids": ids, "token_strs": strings, "count": len(ids)})
 
 
 async def openapi(state: State, call: Call) -> None:

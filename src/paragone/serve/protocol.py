@@ -12,7 +12,9 @@ from paragone.serve.errors import ApiError
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. `most` is how many there may be."""
+
+    most = limits.CONNECTIONS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -20,15 +22,38 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._refused = False
         self._timer: asyncio.TimerHandle | None = None  # for a head, or for what is left of a body
+        self._unread: asyncio.TimerHandle | None = None  # for a client that does not read its answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > limits.CONNECTIONS:
+        if len(self.connections) > self.most:
             self._refuse(ApiError(503, "overloaded", "too many connections", headers={"Retry-After": "5"}))
             return
         self._await_head()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(limits.UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_waiting()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if (
+            self.transport.get_write_buffer_size()
+        ):  # an answer that was never read would keep it open for ever
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    def _stop_waiting(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -36,6 +61,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         super().data_received(data)
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._await_head()  # a line end before a request ends the wait for one, and is none
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > limits.HEADER_BYTES:

@@ -32,8 +32,8 @@ class Route:
 
 
 Handler = Callable[[Any, Any], Awaitable[None]]
-BODY = 400, 404, 408, 413, 415
-WORK = *BODY, 429, 500, 503, 504
+BODY = 400, 404, 408, 413, 415, 429, 500, 503
+WORK = *BODY, 504
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", "generate:chat", "Answer a conversation", schemas.ChatRequest,

@@ -20,7 +20,7 @@ StopText = Annotated[str, Meta(min_length=1, max_length=limits.STOP_STRING_CHARS
 StopTexts = Annotated[list[StopText], Meta(max_length=limits.STOP_STRINGS)]
 LogprobCount = Annotated[int, Meta(ge=0, le=limits.LOGPROBS)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
-Priority = Annotated[int, Meta(ge=-1000, le=1000)]
+Priority = Annotated[int, Meta(ge=0, le=1000)]  # who asks can let others go first, not go before them
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600.0)]
 Label = Annotated[str, Meta(max_length=512)]
 BiasKey = Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")]
@@ -97,7 +97,7 @@ class Sampling(Struct, kw_only=True, forbid_unknown_fields=True):
     min_tokens: Annotated[int, Meta(ge=0, le=limits.CONTEXT_LENGTH)] | None = None
     ignore_eos: bool | None = None
     logit_bias: Biases | None = None
-    allowed_token_ids: TokenIds | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1, max_length=1 << 16)] | None = None
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

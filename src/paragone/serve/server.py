@@ -5,11 +5,13 @@ import contextlib
 import ipaddress
 import logging
 import re
+import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +21,14 @@ import uvicorn
 from paragone import limits
 from paragone.engine.resolve import Located
 from paragone.errors import BadConfiguration, ParagoneError, Unavailable, UsageError
-from paragone.serve.app import App
+from paragone.serve.app import STOPPED, App
 from paragone.serve.errors import ApiError
 from paragone.serve.grammar_check import GrammarCheck
 from paragone.serve.keys import KeyRing, KeyStore
 from paragone.serve.limiter import Limiter
 from paragone.serve.link import EngineLink
 from paragone.serve.logs import Level, Log
+from paragone.serve.messages import Loaded, LoadFailed
 from paragone.serve.metrics import Metrics
 from paragone.serve.models import Models, ServedModel
 from paragone.serve.protocol import GuardedProtocol
@@ -33,6 +36,8 @@ from paragone.serve.state import State
 from paragone.text.chat import RENDERER
 
 LAG_EVERY_S = 0.25
+THREADS = 32  # for what would keep the event loop waiting
+SPARE_FILES = 256  # that are no connections
 STOPPED_SECONDS = 3.0  # for answers that were broken off to say so
 EXIT_GIVEN_UP = 70
 NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.NAME_CHARS}}}")
@@ -96,6 +101,17 @@ class Service(uvicorn.Server):
         metrics = Metrics()
         link.on_step = lambda step: metrics.step(step.model, step.state)
         link.on_given_up = self._give_up
+        loaded, down = link.on_loaded, link.on_down  # the models'
+
+        def on_loaded(message: Loaded | LoadFailed) -> None:
+            metrics.forget(message.model)
+            loaded(message)
+
+        def on_down() -> None:
+            metrics.down()
+            down()
+
+        link.on_loaded, link.on_down = on_loaded, on_down
         running = engine.get("max_num_seqs") or 64
         hosts = frozenset({"localhost", config.host.lower()}) if ring is None else None
         self.state = State(
@@ -104,6 +120,8 @@ class Service(uvicorn.Server):
         )  # fmt: skip
         self._exit_code = 0
         self._stopping = 0
+        self._housekeeper = ThreadPoolExecutor(1, "housekeeper")  # never behind what strangers have asked for
+        GuardedProtocol.most = _connections()
         self._tasks: list[asyncio.Task[None]] = []
         for name in ("uvicorn.error", "uvicorn.access"):
             logging.getLogger(name).disabled = True
@@ -134,6 +152,7 @@ class Service(uvicorn.Server):
 
     async def _run(self, sockets: list[socket.socket]) -> None:
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, "handler"))
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
         state = self.state
@@ -158,7 +177,8 @@ class Service(uvicorn.Server):
             await state.link.close()
             state.grammars.process.stop()
             RENDERER.stop()
-            self._write_usage()
+            with contextlib.suppress(ParagoneError):
+                await self._write_usage()
             state.log.event("stopped", exit_code=self._exit_code)
 
     async def _load_first(self) -> None:
@@ -196,35 +216,41 @@ class Service(uvicorn.Server):
     def _break_off(self, why: str) -> None:
         for stream in set(self.state.link.streams.values()):
             self.state.link.abort(stream, ApiError(503, "server_stopped", why))
+        self.state.models.fail_loading()
+        for call in self.state.calls:
+            if not call.started and call.task is not None:
+                call.task.cancel(STOPPED)
 
     def _give_up(self) -> None:
         self._exit_code = EXIT_GIVEN_UP
+        self.state.limiter.draining = True
+        self._break_off("the engine ended too often")
         self.state.log.event("given_up", level="error", why="the engine ended too often")
         self.should_exit = True
 
     async def _every_second(self) -> None:
-        changed = _stamp(self.store.path)
+        read = _stamp(self.store.path)
         while True:
             await asyncio.sleep(1.0)
-            now = time.monotonic()
-            for call in list(self.state.calls):
-                since = call.sending_since
-                if since is not None and now - since > limits.UNREAD_SECONDS and call.task is not None:
-                    call.task.cancel()  # the client does not read
-            await asyncio.to_thread(self._write_usage)
-            stamp = _stamp(self.store.path)
-            if self.state.keys is not None and stamp != changed:
-                changed = stamp
-                with contextlib.suppress(ParagoneError):
-                    self.state.keys = KeyRing(await asyncio.to_thread(self.store.all))
+            try:
+                await self._write_usage()
+                stamp = _stamp(self.store.path)
+                if self.state.keys is not None and stamp != read:
+                    loop = asyncio.get_running_loop()
+                    self.state.keys = KeyRing(await loop.run_in_executor(self._housekeeper, self.store.all))
+                    read = stamp
+            except Exception as err:  # what could not be done is tried again in a second
+                self.state.log.event("housekeeping", level="error", error=type(err).__name__)
 
-    def _write_usage(self) -> None:
+    async def _write_usage(self) -> None:
         used = self.state.limiter.take_used()
         if used:
             try:
-                self.store.add_usage(used)
-            except ParagoneError as err:
-                self.state.log.event("usage_lost", level="error", error=str(err))
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._housekeeper, self.store.add_usage, used)
+            except ParagoneError:
+                self.state.limiter.give_back(used)
+                raise
 
     async def _measure_lag(self) -> None:
         loop = asyncio.get_running_loop()
@@ -232,6 +258,15 @@ class Service(uvicorn.Server):
             due = loop.time() + LAG_EVERY_S
             await asyncio.sleep(LAG_EVERY_S)
             self.state.metrics.lag.observe(max(loop.time() - due, 0.0))
+
+
+def _connections() -> int:
+    """How many there may be: as many as the system allows files, but for some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return max(16, min(limits.CONNECTIONS, soft - SPARE_FILES))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """What one server is made of, for its handlers."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from paragone import limits
+from paragone.serve.call import Bodies, Call
 from paragone.serve.grammar_check import GrammarCheck
 from paragone.serve.keys import KeyRing
 from paragone.serve.limiter import Limiter
@@ -11,9 +11,6 @@ from paragone.serve.link import EngineLink
 from paragone.serve.logs import Log
 from paragone.serve.metrics import Metrics
 from paragone.serve.models import Models
-
-if TYPE_CHECKING:
-    from paragone.serve.call import Call
 
 
 @dataclass
@@ -31,7 +28,8 @@ class State:
     hosts: frozenset[str] | None = None
     cors: tuple[str, ...] = ()
     request_seconds: float = limits.REQUEST_SECONDS
-    calls: "set[Call]" = field(default_factory=set)  # that are being answered
+    calls: set[Call] = field(default_factory=set)  # that are being answered
+    bodies: Bodies = field(default_factory=Bodies)
 
     @property
     def ready(self) -> bool:

@@ -3,6 +3,7 @@ given out as text: nothing of an answer is ever lost."""
 
 import json
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,11 @@ Event = Said | Called
 
 
 class ToolParser:
-    """Text in, events out. A call's arguments come as they are written, once its name is known."""
+    """Text in, events out. A call's arguments come as they are written, once its name is known. `names` are
+    the tools': an object that names none of them is no call (None: any name will do)."""
 
-    def __init__(self, form: ToolFormat) -> None:
-        self._form = form
+    def __init__(self, form: ToolFormat, names: Collection[str] | None = None) -> None:
+        self._form, self._names = form, names
         self._held = ""  # not yet decided
         self._call: _Call | None = None
         self._raw = ""  # of the call that is being read, to be given out if it is none
@@ -130,7 +132,8 @@ class ToolParser:
         used = call.feed(self._held)
         self._raw += self._held[:used]
         self._held = self._held[used:]
-        if call.broken:
+        unknown = call.name is not None and self._names is not None and call.name not in self._names
+        if call.broken or unknown:
             self._give_up(events)
             return
         if call.name is not None and not call.announced:
@@ -139,6 +142,8 @@ class ToolParser:
             events.append(Called(call.index, call.take(), call.name, f"call_{uuid.uuid4().hex[:24]}"))
         elif call.announced and (more := call.take()):
             events.append(Called(call.index, more))
+        if call.lacks_arguments():
+            events.append(Called(call.index, "{}"))  # a client reads an object
 
     def _after(self, events: list[Event], call: "_Call") -> None:
         """Behind a whole call: its closing tag."""
@@ -163,6 +168,15 @@ class ToolParser:
         self._call, self._listing, self._begun, self._opening = None, False, True, ""
 
 
+def _unquoted(text: str) -> str:
+    """The object inside a JSON text, or the text itself."""
+    try:
+        inner = json.loads(text)
+        return inner if isinstance(json.loads(inner), dict) else text
+    except (ValueError, TypeError, RecursionError):
+        return text
+
+
 class _Call:
     """A call's JSON object, read character by character: its name, and its arguments as they are written."""
 
@@ -170,6 +184,7 @@ class _Call:
         self.name: str | None = None
         self.index = 0
         self.announced = self.complete = self.broken = False
+        self.empty = True  # no arguments have come
         self._depth = 0
         self._in_text = self._escaped = False
         self._text: list[str] | None = None  # a string at the first level
@@ -179,10 +194,21 @@ class _Call:
         self._named = ""  # of the form name[ARGS]{...}
         self._whole = False  # everything is arguments
 
+    def lacks_arguments(self) -> bool:
+        """Whether it is whole and has none."""
+        return self.complete and self.announced and self.empty
+
     def take(self) -> str:
         """The arguments' text that has come since."""
         text = "".join(self._arguments)
+        if (
+            text.startswith('"') and self.empty
+        ):  # an object that was written as a text: known when it is whole
+            if not self.complete:
+                return ""
+            text = _unquoted(text)
         self._arguments.clear()
+        self.empty = self.empty and not text
         return text
 
     def feed(self, text: str) -> int:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paragone.errors import MalformedData, ParagoneError, UsageError, message_of
+from paragone.errors import MalformedData, ParagoneError, message_of
 from paragone.serve.messages import (
     Abort,
     Delta,
@@ -203,7 +203,8 @@ class Worker:
         model = self._models.get(submit.model)
         try:
             if model is None:
-                raise UsageError(f"model {submit.model} is not loaded")
+                self._send(Refused(submit.request, "NotLoaded", f"model {submit.model} is not loaded"))
+                return
             params = params_from_wire(submit.params)
             request = Request(
                 submit.prompt_ids,

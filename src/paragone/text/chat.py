@@ -160,7 +160,8 @@ class Renderer(LineProcess):
             "cpu_seconds": limits.TEMPLATE_PROCESS_SECONDS,
         }
         worker = str(Path(__file__).with_name("chat_worker.py"))
-        super().__init__([sys.executable, "-I", worker, json.dumps(bounds)], limits.TEMPLATE_SECONDS)
+        first = b'{"template": "", "values": {}}\n'
+        super().__init__([sys.executable, "-I", worker, json.dumps(bounds)], limits.TEMPLATE_SECONDS, first)
 
     def render(self, template: str, values: dict[str, Any]) -> str:
         """Renders within the limits of limits.py, or raises TemplateError or TemplateLimit."""

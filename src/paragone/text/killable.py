@@ -23,11 +23,16 @@ class ProcessEnded(ParagoneError):
     """The process ended instead of answering: it met a limit on memory or processor time."""
 
 
-class LineProcess:
-    """Started when it is needed, and again after it was killed. One question at a time."""
+START_SECONDS = 20.0
 
-    def __init__(self, command: Sequence[str], seconds: float) -> None:
-        self._command, self._seconds = list(command), seconds
+
+class LineProcess:
+    """Started when it is needed, and again after it was killed. One question at a time. `first` is what a new
+    process is asked before anything else: its start is not the fault of what it is asked then."""
+
+    def __init__(self, command: Sequence[str], seconds: float, first: bytes) -> None:
+        self._command, self._seconds, self._first = list(command), seconds, first
+        self._is_new = True
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -40,6 +45,7 @@ class LineProcess:
         """The running process. Starting it early hides its start-up behind other work."""
         if self._process is None or self._process.poll() is not None:
             self.stop()
+            self._is_new = True
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
@@ -61,19 +67,34 @@ class LineProcess:
             self._process = None
 
     def ask(self, line: bytes) -> bytes:
-        """The answer to a line. Raises TookTooLong or ProcessEnded; the process is gone then."""
+        """The answer to a line. Raises TookTooLong or ProcessEnded; the process is gone then. A process that
+        ends may have used up its own time with earlier questions: it is tried once more with a new one."""
         with self._lock:
             try:
-                return self._exchange(line)
+                try:
+                    return self._answer(line)
+                except ProcessEnded:
+                    self.stop()
+                    return self._answer(line)
             except BaseException:
                 self.stop()  # an answer that was not read must not become the next one
                 raise
 
-    def _exchange(self, line: bytes) -> bytes:
-        process = self.start()
+    def _answer(self, line: bytes) -> bytes:
+        try:
+            process = self.start()
+        except OSError as err:
+            raise ProcessEnded(f"could not be started: {err.strerror}") from None
+        if self._is_new:
+            self._exchange(process, self._first, START_SECONDS)
+            self._is_new = False
+        return self._exchange(process, line, self._seconds)
+
+    @staticmethod
+    def _exchange(process: "subprocess.Popen[bytes]", line: bytes, seconds: float) -> bytes:
         assert process.stdin  # noqa: S101 -- opened as a pipe above
         assert process.stdout  # noqa: S101
-        deadline = time.monotonic() + self._seconds
+        deadline = time.monotonic() + seconds
         reader, writer = process.stdout.fileno(), process.stdin.fileno()
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
@@ -84,7 +105,7 @@ class LineProcess:
             while not answer.endswith(b"\n"):
                 ready = selector.select(max(deadline - time.monotonic(), 0))
                 if not ready:
-                    raise TookTooLong(f"took more than {self._seconds:g} seconds")
+                    raise TookTooLong(f"took more than {seconds:g} seconds")
                 try:
                     for key, _ in ready:
                         if key.fd == writer:
