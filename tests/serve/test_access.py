@@ -229,7 +229,7 @@ def test_tokens_of_requests_that_run_count_already():
     with limiter.admitted(key), limiter.reserved(key, 10):
         with pytest.raises(Exception, match="10 tokens a minute"), limiter.admitted(key):
             pass
-    with limiter.admitted(key), limiter.places(7):
+    with limiter.admitted(key), limiter.places(7, "n"):
         with pytest.raises(Exception, match="are inside"), limiter.admitted(None):
             pass
     assert limiter.inside == 0

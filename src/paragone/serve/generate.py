@@ -27,7 +27,8 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 async def chat(state: State, call: Call) -> None:
     """POST /v1/chat/completions."""
     request = await _body(state, call, ChatRequest)
-    with state.limiter.admitted(call.key), state.models.kept(request.model):
+    limiter, more = state.limiter, (request.n or 1) - 1
+    with limiter.admitted(call.key), limiter.places(more, "n"), state.models.kept(request.model):
         asked = await _in_time(state, call, request, ask_chat(state, request, call.tenant))
         answers = Answers(asked, "chatcmpl")
         choices = [ChatChoice(answers, index) for index in range(answers.n)]
@@ -40,7 +41,7 @@ async def completion(state: State, call: Call) -> None:
     request = await _body(state, call, CompletionRequest)
     more = prompts_of(request) * (request.n or 1) - 1
     limiter = state.limiter
-    with limiter.admitted(call.key), limiter.places(more), state.models.kept(request.model):
+    with limiter.admitted(call.key), limiter.places(more, "prompt"), state.models.kept(request.model):
         asked = await _in_time(state, call, request, ask_completion(state, request, call.tenant))
         answers = Answers(asked, "cmpl")
         echo, shown = bool(request.echo), request.max_tokens != 0

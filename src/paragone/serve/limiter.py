@@ -80,12 +80,12 @@ class Limiter:
         return account
 
     @contextmanager
-    def places(self, more: int) -> Iterator[None]:
+    def places(self, more: int, param: str) -> Iterator[None]:
         """Places for the other answers of a request that has one already. Raises ApiError where they can
         never be had (400), or not now (503)."""
         if more >= self.most:
             message = f"{more + 1} answers to one request, and {self.most} fit at most"
-            raise ApiError(400, "invalid_value", message, "prompt")
+            raise ApiError(400, "invalid_value", message, param)
         if self.inside + more > self.most:
             raise overloaded(f"{self.inside} requests are inside already: {more} more do not fit")
         self.inside += more
