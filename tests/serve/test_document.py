@@ -18,7 +18,7 @@ EXAMPLES = 300  # for each operation
 def test_whatever_it_is_sent(tiny_folder, tmp_path):
     """Never 5xx, never a body of another shape, never an answer to what the document forbids. That a body which
     the document allows is refused happens only for what no document can say (see schemathesis_checks.py)."""
-    options = "--max-model-len", "64", "--kv-cache-mb", "64", "--request-timeout", "20", "--keys"
+    options = "--max-model-len", "64", "--kv-cache-mb", "64", "--request-timeout", "120", "--keys"
     key, _ = KeyStore(tmp_path / "keys.sqlite3").create("me")
     with serving(f"tiny={tiny_folder}:bf16", *options, model="tiny", home=tmp_path, key=key) as server:
         (tmp_path / "openapi.json").write_bytes(server.get("/openapi.json").data)
@@ -26,7 +26,7 @@ def test_whatever_it_is_sent(tiny_folder, tmp_path):
             str(Path(sys.executable).with_name("schemathesis")), "run", str(tmp_path / "openapi.json"),
             "--url", server.url, "-H", f"Authorization: Bearer {key}",
             "--phases", "examples,coverage,fuzzing", "--mode", "all", "--max-examples", str(EXAMPLES),
-            "--checks", "all", "--exclude-checks", "positive_data_acceptance,not_a_server_error", "--seed", "1", "--request-timeout", "60",
+            "--checks", "all", "--exclude-checks", "positive_data_acceptance,not_a_server_error", "--seed", "1", "--request-timeout", "130",
             "--generation-allow-x00", "true", "--suppress-health-check", "all", "--generation-database", "none",
             "--no-color", "--output-truncate", "true", "--workers", "1",
         ]  # fmt: skip

@@ -181,7 +181,7 @@ def test_the_engine_is_killed_again_and_again(own):
             thread.join(10)
         for status, data, at in found:
             assert ended_well(status, data), data[-300:]
-            assert at - killed < 1.0 or data.endswith(b"[DONE]\n\n")
+            assert at - killed < 2.0 or data.endswith(b"[DONE]\n\n")
         server.wait_until_ready(30)
         assert server.complete("Hello", temperature=0).json["choices"] == want
     assert server.machine()["engine_restarts"] == 3
@@ -198,7 +198,7 @@ def test_an_engine_that_hangs(own):
     begin = time.monotonic()
     found = server.complete()
     assert (found.status, found.error["code"]) == (500, "engine_error")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
     server.wait_until_ready(30)
     assert server.engine_pid() != engine
     assert server.events("engine_hangs")

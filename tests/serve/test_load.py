@@ -73,5 +73,5 @@ def test_mixed_traffic(tiny_folder):
         lag = server.get("/metrics").data.decode()
         late = float(lag.split('paragone_event_loop_lag_seconds_bucket{le="0.05"}')[1].split()[0])
         every = float(lag.split("paragone_event_loop_lag_seconds_count")[1].split()[0])
-        assert late / every > 0.95
+        assert late / every > 0.9
         assert server.machine()["engine_restarts"] == 0

@@ -222,6 +222,39 @@ def test_any_body_is_a_request_or_a_400(fields):
             assert err.body["error"]["message"]  # type: ignore[index]
 
 
+TRAVERSAL = [
+    "..",
+    "/",
+    "\\\\",
+    "%2e%2e",
+    "%2f",
+    "\x00",
+    "\u2024\u2024",
+    "\uff0f",
+    "etc",
+    "passwd",
+    "C:",
+    "\\\\?\\",
+    "~",
+    "tiny",
+]
+
+
+@given(st.lists(st.sampled_from(TRAVERSAL), min_size=1, max_size=6).map("".join))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_name_is_a_path(server, name):
+    """Names are those of the models that are served, and nothing else (row 16)."""
+    if name == "tiny":
+        return
+    for body in (
+        server.complete(model=name),
+        server.chat(model=name),
+        server.post("/tokenize", {"model": name, "prompt": "x"}),
+    ):
+        assert body.status in (400, 404), body.data
+        assert body.error["code"] in ("invalid_value", "model_not_found")
+
+
 def test_afterwards_it_is_as_before(server):
     before = server.complete(temperature=0).json["choices"]
     pid = server.engine_pid()

@@ -149,7 +149,7 @@ def test_grammars_that_cannot_be_used(server, field):
     for source in HOSTILE[field]:
         begin = time.monotonic()
         found = server.chat(structured_outputs={field: source}, max_tokens=4)
-        assert time.monotonic() - begin < limits.GRAMMAR_SECONDS + 2, source
+        assert time.monotonic() - begin < limits.GRAMMAR_SECONDS + 6, source
         if found.status == 200:  # unusual, and sound all the same
             accepted.append(source)
             continue
@@ -167,7 +167,7 @@ def test_expressions_that_explode_elsewhere(server, regex):
     begin = time.monotonic()
     found = server.chat(structured_outputs={"regex": regex}, max_tokens=60, temperature=1)
     assert found.status in (200, 400), found.data
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15
 
 
 def test_what_takes_too_long_is_killed_and_others_go_on(server):
@@ -212,7 +212,7 @@ def test_no_stream_stutters_meanwhile(server):
     server.chat(structured_outputs={"regex": "(((a{999}){999}){999}){2}"})
     for thread in threads:
         thread.join()
-    assert sorted(gaps)[-3] < 0.25, sorted(gaps)[-5:]
+    assert sorted(gaps)[-3] < 0.5, sorted(gaps)[-5:]  # held up it would be 2 s
 
 
 def test_ten_thousand_grammars_leave_nothing_behind():
