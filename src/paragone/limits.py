@@ -69,7 +69,6 @@ LOAD_SECONDS: Final = 900.0  # of a model, before those who wait for it are told
 QUEUE: Final = 256  # requests that wait beside those that run
 REQUEST_SECONDS: Final = 600.0
 DRAIN_SECONDS: Final = 30.0
-JSON_DEPTH: Final = 32
 MESSAGES: Final = 1_024  # of a conversation
 TOOLS: Final = 128
 PROMPTS: Final = 1_024  # of one completion request

@@ -250,6 +250,18 @@ def test_an_address_that_is_taken(server, tiny_folder, capfd):
     assert "in use" in capfd.readouterr().err
 
 
+def test_what_is_missing_is_named(monkeypatch, capfd):
+    """Without the extra the command says what to install."""
+    import sys
+
+    from paragone.cli.main import run
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "paragone.serve.server", raising=False)
+    assert run(["serve", "tiny"]) == 78
+    assert "uvicorn is not installed: pip install 'paragone[serve]'" in capfd.readouterr().err
+
+
 def test_limits_are_printed(capfd):
     from paragone import limits
     from paragone.cli.main import run

@@ -1,11 +1,14 @@
 """`paragone serve`: the OpenAI API for many users."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from paragone import limits
+from paragone.cli.shared import batch_options, engine_config
+from paragone.errors import BadConfiguration
 
 
 @click.command("serve")
@@ -31,25 +34,13 @@ from paragone import limits
 )
 @click.option("--max-model-len", type=click.IntRange(8), help="Shorter contexts than the models' own.")
 @click.option(
-    "--max-num-seqs",
-    type=click.IntRange(1, 4096),
-    default=64,
-    show_default=True,
-    help="Answers that run at once.",
-)
-@click.option(
     "--max-queue",
     type=click.IntRange(0, 65536),
     default=limits.QUEUE,
     show_default=True,
     help="Requests that wait beside them.",
 )
-@click.option("--kv-cache-mb", type=click.IntRange(1), help="Memory for keys and values of each model.")
-@click.option("--kv-cache-bits", type=click.Choice(["16", "8"]), default="16", help="8: half the memory.")
-@click.option(
-    "--deterministic", is_flag=True, help="The same answer to the bit, whatever runs beside it; slower."
-)
-@click.option("--prompt-lookup", is_flag=True, help="Guess from what came before; faster where texts repeat.")
+@batch_options
 @click.option("--keep-packed", is_flag=True, help="Keep int8 or int4 weights on disk for the next start.")
 @click.option(
     "--request-timeout",
@@ -83,8 +74,10 @@ def command(models: tuple[str, ...], **options: Any) -> int:
     Without a MODEL every downloaded one is served. Only these can be asked for: no request names a path.
     Without --keys only this machine can ask.
     """  # fmt: skip
-    from paragone.serve.server import ServeConfig, Service, print_limits, served_models
-
+    try:
+        from paragone.serve.server import ServeConfig, Service, print_limits, served_models
+    except ModuleNotFoundError as err:
+        raise BadConfiguration(f"{err.name} is not installed: pip install 'paragone[serve]'") from None
     if options["print_limits"]:
         click.echo(print_limits())
         return 0
@@ -102,24 +95,14 @@ def command(models: tuple[str, ...], **options: Any) -> int:
         drain_seconds=options["drain"],
         step_seconds=options["step_timeout"],
         max_model_len=options["max_model_len"],
-        memory_bytes=_megabytes(options["memory_mb"]),
+        memory_bytes=None if options["memory_mb"] is None else options["memory_mb"] * 10**6,
         keep_packed=options["keep_packed"],
         load_all=options["load_all"],
         log_format=options["log_format"],
         log_level=options["log_level"],
     )
-    engine: dict[str, int | bool | None] = {
-        "max_num_seqs": options["max_num_seqs"],
-        "kv_cache_bytes": _megabytes(options["kv_cache_mb"]),
-        "kv_cache_bits": int(options["kv_cache_bits"]),
-        "deterministic": options["deterministic"],
-        "prompt_lookup": options["prompt_lookup"],
-    }
+    engine = asdict(engine_config(options))
     return Service(config, served_models(found), engine).run()
-
-
-def _megabytes(count: int | None) -> int | None:
-    return None if count is None else count * 10**6
 
 
 def _find(text: str) -> Any:

@@ -157,6 +157,17 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`batch_options` and --draft."""
+    return batch_options(
+        click.option(
+            "--draft",
+            metavar="MODEL[:PRECISION]",
+            help="A smaller model of the same vocabulary that guesses ahead; the answer stays the same.",
+        )(function)
+    )
+
+
+def batch_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """How the engine works: its memory, how much it does at once, guesses, the deterministic mode."""
     for option in (
         click.option(
@@ -166,11 +177,6 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--prompt-lookup", is_flag=True, help="Guess from what came before; faster where texts repeat."
-        ),
-        click.option(
-            "--draft",
-            metavar="MODEL[:PRECISION]",
-            help="A smaller model of the same vocabulary that guesses ahead; the answer stays the same.",
         ),
         click.option(
             "--kv-cache-bits", type=click.Choice(["16", "8"]), default="16", help="8: half the memory."

@@ -108,11 +108,6 @@ class EngineLink(asyncio.Protocol):
         self._reaper = ThreadPoolExecutor(1, "reaper")  # never behind what strangers have asked for
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def pid(self) -> int | None:
-        """Of the engine's process."""
-        return None if self._process is None else self._process.pid
-
     async def start(self) -> None:
         """Starts the process and the watch over it."""
         await self._spawn()

@@ -77,7 +77,6 @@ class LoadFailed(msgspec.Struct, tag=True, frozen=True):
 
     model: str
     error: str
-    exit_code: int
 
 
 class Delta(msgspec.Struct, array_like=True, frozen=True):

@@ -41,10 +41,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        if (
-            self.transport.get_write_buffer_size()
-        ):  # an answer that was never read would keep it open for ever
-            self.transport.abort()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # an answer that was never read would keep it open for ever
         super().timeout_keep_alive_handler()
 
     def _stop_waiting(self) -> None:

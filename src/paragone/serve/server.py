@@ -8,7 +8,6 @@ import re
 import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -317,7 +316,3 @@ def print_limits() -> str:
     return "\n".join(
         f"{name:<{wide}}  {value:,}" for name, value in rows if name not in ("KIB", "MIB", "GIB")
     )
-
-
-if sys.platform == "win32":
-    raise BadConfiguration("paragone serve runs on Linux and macOS")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paragone.errors import MalformedData, ParagoneError, message_of
+from paragone.errors import MalformedData, message_of
 from paragone.serve.messages import (
     Abort,
     Delta,
@@ -140,8 +140,7 @@ class Worker:
             engine = Engine(model.decoder, model.tokenizer, config)
             grammars = Grammars(model.tokenizer, model.decoder.spec.vocab_size)
         except Exception as err:
-            code = err.exit_code if isinstance(err, ParagoneError) else ParagoneError.exit_code
-            failed = LoadFailed(load.model, message_of(err), code)
+            failed = LoadFailed(load.model, message_of(err))
             return lambda: self._send(failed)
 
         def ready() -> None:

@@ -263,6 +263,13 @@ async function start() {
   update();
 }
 
+// The second pane is made like the first, so that there is one of each thing to look after.
+const twin = document.querySelector(".pane").cloneNode(true);
+twin.hidden = true;
+twin.setAttribute("aria-label", "Second model");
+twin.querySelector(".log").setAttribute("aria-label", "Conversation with the second model");
+$("panes").append(twin);
+
 const panes = [...document.querySelectorAll(".pane")].map((element) => new Pane(element));
 $("form").addEventListener("submit", send);
 $("ask").addEventListener("keydown", (event) => {
