@@ -21,6 +21,7 @@ from paragone.serve.logs import Log
 from paragone.serve.messages import (
     TOO_COMPLEX,
     Abort,
+    Begun,
     Delta,
     Frames,
     FromEngine,
@@ -97,7 +98,8 @@ class EngineLink(asyncio.Protocol):
         self.on_given_up: Callable[[], None] = lambda: None
         self.streams: dict[int, Stream] = {}
         self.restarts = 0
-        self.up = False
+        self.up = False  # there is a process; it may still be starting
+        self.alive = False  # it has spoken
         self._process: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._frames = Frames(FromEngine)
@@ -139,7 +141,7 @@ class EngineLink(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # of a stream; uvloop has classes of its own
 
     def data_received(self, data: bytes) -> None:
-        self._heard = time.monotonic()
+        self._heard, self.alive = time.monotonic(), True
         try:
             for message in self._frames.feed(data):
                 self._receive(message)
@@ -165,7 +167,7 @@ class EngineLink(asyncio.Protocol):
             if stream is not None:
                 param = stream.grammar_param if message.kind == "GrammarTooComplex" else None
                 self.abort(stream, api_error(message.kind, message.error, param))
-        else:
+        elif not isinstance(message, Begun):
             self.on_loaded(message)
 
     def _failed(self, stream: Stream, error: str) -> None:
@@ -183,7 +185,7 @@ class EngineLink(asyncio.Protocol):
         return [number for number in stream.places if self.streams.pop(number, None) is not None]
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's interface
-        self._transport, self.up = None, False
+        self._transport, self.up, self.alive = None, False, False
         failed, self.streams = set(self.streams.values()), {}
         for stream in failed:
             stream.fail(

@@ -59,6 +59,10 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     request: int
 
 
+class Begun(msgspec.Struct, tag=True, frozen=True):
+    """The engine's process has begun. Comes once, before all else."""
+
+
 class Loaded(msgspec.Struct, tag=True, frozen=True):
     """A model is ready, and what its memory is."""
 
@@ -126,7 +130,7 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 ToEngine = Load | Unload | Submit | Abort
-FromEngine = Loaded | LoadFailed | Step | Refused
+FromEngine = Begun | Loaded | LoadFailed | Step | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 

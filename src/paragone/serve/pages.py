@@ -36,8 +36,8 @@ async def _json(call: Call, body: Any, status: int = 200) -> None:
 
 async def health(state: State, call: Call) -> None:
     """Whether the engine lives."""
-    up = state.link.up
-    await _json(call, {"status": "ok" if up else "engine down"}, 200 if up else 503)
+    alive = state.link.alive
+    await _json(call, {"status": "ok" if alive else "engine down"}, 200 if alive else 503)
 
 
 async def ready(state: State, call: Call) -> None:
@@ -99,7 +99,7 @@ async def machine(state: State, call: Call) -> None:
         "models": rows,
         "requests_inside": state.limiter.inside,
         "requests_at_most": state.limiter.most,
-        "engine_up": state.link.up,
+        "engine_up": state.link.alive,
         "engine_restarts": state.link.restarts,
         "draining": state.limiter.draining,
         "memory_bytes": {"http": resident_bytes(), "engine": engine, "available": available_memory_bytes()},

@@ -34,4 +34,4 @@ class State:
     @property
     def ready(self) -> bool:
         """Whether a request would be taken now."""
-        return self.link.up and not self.limiter.draining
+        return self.link.alive and not self.limiter.draining

@@ -24,6 +24,7 @@ from typing import Any
 from paragone.errors import MalformedData, message_of
 from paragone.serve.messages import (
     Abort,
+    Begun,
     Delta,
     Frames,
     Load,
@@ -72,6 +73,7 @@ class Worker:
 
     def run(self) -> None:
         """Until the other end is gone."""
+        self._send(Begun())
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while True:
             busy = [name for name, model in self._models.items() if model.engine.has_work()]
