@@ -7,11 +7,13 @@ import torch
 
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.cli.main import run
-from paragone.model.forward import Reader, TorchForward
+from paragone.model.forward import BLOCK_SIZE, Reader, TorchForward
 from paragone.model.load import load_decoder
+from paragone.model.paged import PagedCache, Part, reaches_of
 from paragone.model.plan import Plan, why_no_plan
 from paragone.ops import implementation
 from paragone.ops.packed import PackedMatrix
+from paragone.ops.threads import set_threads, threads
 from tests.parity.test_families import ids_of
 from tests.tiny import CASES
 
@@ -58,6 +60,47 @@ def test_every_family_runs_on_the_kernels(case, precision, tmp_path):
     off = errors_of(decoder, widened(decoder, tmp_path), 28 if case.depends_on_length else 40)
     mixed = decoder.spec.moe is not None
     assert (off.median() if mixed else off.max()) <= ERROR[precision], off
+
+
+def hidden_of(decoder, count, lengths, longest):
+    """Hidden states of two steps of several texts: their beginnings, all but one long, then some tokens each."""
+    before = threads()
+    set_threads(count)
+    try:
+        blocks, pools = -(-longest // BLOCK_SIZE), len(reaches_of(decoder.spec))
+        cache = PagedCache(
+            decoder.spec, [blocks * len(lengths)] * pools, BLOCK_SIZE, decoder.dtype, decoder.device
+        )
+        forward, found = Plan(decoder, cache), []
+        ids = ids_of(decoder, batch=len(lengths), length=longest).tolist()
+        tables = [[list(range(n * blocks, (n + 1) * blocks))] * pools for n in range(len(lengths))]
+        for first in (True, False):
+            parts = [
+                Part(0 if first else n, n if first else 1 + row % 2, table)
+                for row, (n, table) in enumerate(zip(lengths, tables, strict=True))
+            ]
+            step = [
+                token
+                for part, row in zip(parts, ids, strict=True)
+                for token in row[part.start : part.start + part.count]
+            ]
+            found.append(forward.hidden(step, parts, [longest] * len(parts)).clone())
+        return found
+    finally:
+        set_threads(before)
+
+
+@pytest.mark.parametrize("lengths", [[1, 20, 1, 2, 1], [7, 2, 5, 4, 3, 6]], ids=["cut", "whole texts"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@torch.inference_mode()
+def test_a_step_in_pieces_is_the_step(case, lengths, tmp_path):
+    """Threads that take rows of their own, one text's rows among several or whole texts, give what one thread
+    gives."""
+    case.save(tmp_path)
+    decoder = load_decoder(open_checkpoint(tmp_path), "int4")
+    for got, want in zip(hidden_of(decoder, 2, lengths, 24), hidden_of(decoder, 1, lengths, 24), strict=True):
+        off = (got - want).abs().amax(1) / want.std()
+        assert off.max() <= 2e-5, off
 
 
 def test_why_there_is_no_plan(tmp_path):

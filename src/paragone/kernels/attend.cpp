@@ -30,7 +30,7 @@ Scoring Attend::scoring(const Run& run, long k) const {
 long Attend::tile(const Run& run) const {
     long tokens = 0, group = spec_.H / spec_.K;
     for (int number : run.step.longer) tokens += run.step.parts[number].count;
-    long rows = std::clamp(tokens * spec_.H / (TASKS * (long)run.own.size()), LEAST_ROWS, MOST_ROWS);
+    long rows = std::clamp(tokens * spec_.H / (TASKS * run.members), LEAST_ROWS, MOST_ROWS);
     return std::max(1L, rows / group);
 }
 

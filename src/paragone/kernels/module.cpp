@@ -65,7 +65,7 @@ void run(Plan& plan, int threads, long T, uintptr_t x, const std::vector<Rope>& 
         step.ropes.push_back({at<float>(inverse), at<float>(scale), at<int32_t>(which)});
     int32_t row = 0;
     for (auto& [start, count, tables] : parts) {
-        step.parts.push_back({row, count, start, tables});
+        step.parts.push_back({row, count, start, count, tables});
         row += count;
     }
     step.deterministic = deterministic;

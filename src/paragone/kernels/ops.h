@@ -38,6 +38,8 @@ class Linear : public Op {
     void prepare(Run& run) const override;
     std::string describe() const override;
 
+    long enough() const override;
+
     // The same for M rows, row(m) each, to y (M, N). All members call it.
     template <class Row> void apply(Run& run, int member, long M, Row row, float* y) const {
         Own& own = run.own[member];
@@ -92,6 +94,7 @@ class Angles : public Op {
     Angles(int rope, int cos, int sin, long dim) : rope_(rope), cos_(cos), sin_(sin), dim_(dim) {}
     void run(Run& run, int member) const override;
     std::string describe() const override;
+    std::vector<int> kept() const override { return {cos_, sin_}; }
 
   private:
     int rope_, cos_, sin_;
@@ -132,6 +135,8 @@ class Attend : public Op {
     void run(Run& run, int member) const override;
     void prepare(Run& run) const override;
     std::string describe() const override;
+    bool waits() const override { return true; }
+    std::vector<int> kept() const override { return {spec_.buffer}; }
 
   private:
     void single(Run& run, Own& own, long task, long runs) const;
@@ -182,6 +187,7 @@ class Mixture : public Op {
     void run(Run& run, int member) const override;
     void prepare(Run& run) const override;
     std::string describe() const override;
+    long enough() const override { return spec_.experts[0].up->enough() * (long)spec_.experts.size() / spec_.top_k; }
 
   private:
     struct Choice {

@@ -18,7 +18,8 @@ namespace PARAGONE_LEVEL {
 
 constexpr long BLOCK = 64;    // inputs
 constexpr int QUADS = 8;      // runs of four inputs in a half of a block
-constexpr long AHEAD = 2048;  // bytes that are fetched before they are needed
+constexpr long LINE = 64;     // bytes that memory gives at a time
+constexpr long AHEAD = 2048;  // bytes that a single token fetches before it needs them
 
 PARAGONE_INLINE constexpr long block_bytes(int bits, bool has_minimum, bool fine) {
     return BLOCK * PANEL * bits / 8 + (fine ? 4 : 2) * (has_minimum ? 2 : 1) * PANEL * 2;
@@ -98,9 +99,22 @@ template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
     }
 };
 
-// Panels [p, p + P) by tokens [m, m + M), the first that see them or not: later ones find them in a near cache.
-template <int BITS, bool MINIMUM, bool FINE, int P, int M>
-static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to) {
+// What is fetched while other things are multiplied: so many lines for every block of them, up to an end.
+template <bool ONCE> struct Coming {
+    const uint8_t *at, *end;
+    long lines;
+
+    PARAGONE_MEMBER void fetch_some() {
+        if (at >= end) return;
+        // What a single token reads nobody wants again before the next: it is to push nothing else out. What many
+        // tokens read waits in the second cache, or it would push out what they read now.
+        for (long line = 0; line < lines; line++, at += LINE) __builtin_prefetch(at, 0, ONCE ? 0 : 2);
+    }
+};
+
+// Panels [p, p + P) by tokens [m, m + M).
+template <int BITS, bool MINIMUM, bool FINE, int P, int M, bool ONCE>
+static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming<ONCE>& coming) {
     constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
     constexpr bool CENTERED = BITS == 8 || !MINIMUM;
     long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = blocks * SIZE;
@@ -108,11 +122,7 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
     x += m * blocks;
     VF sums[M][P * V] = {};
     for (long b = 0; b < blocks; b++, panel += SIZE, x++) {
-        if (m == 0)
-            for (int i = 0; i < P; i++)
-                for (long byte = 0; byte < SIZE; byte += 64)
-                    // What a single token reads nobody wants again before the next: it is to push nothing else out.
-                    __builtin_prefetch(panel + i * stride + AHEAD + byte, 0, M == 1 ? 0 : 3);
+        coming.fetch_some();
         for (int half = 0; half < 2; half++) {
             VI whole[M][P * V];
 #pragma GCC unroll 2
@@ -226,16 +236,28 @@ constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums and codes a
 
 template <int BITS, bool MINIMUM, bool FINE>
 static void panels_times(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
+    constexpr long LINES = block_bytes(BITS, MINIMUM, FINE) / LINE;  // of a block of one panel
+    long stride = (w.D + BLOCK - 1) / BLOCK * LINES * LINE, p = first;
+    if (M == 1) {
+        for (; p < last; p++) {
+            const uint8_t* from = w.panels + p * stride + AHEAD;
+            Coming<true> coming{from, from + stride, LINES};
+            panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, p, x, 0, to, coming);
+        }
+        return;
+    }
+    // While all tokens pass these panels, the next ones come.
     auto tokens = [&]<int P>(long p) {
-        long m = 0;
-        for (; m + TILE <= M; m += TILE) panels_tile<BITS, MINIMUM, FINE, P, TILE>(w, p, x, m, to);
+        const uint8_t* from = w.panels + (p + P) * stride;
+        long m = 0, tiles = M / TILE + M % TILE / 2 + M % 2;
+        Coming<false> coming{from, from + P * stride, (P * LINES + tiles - 1) / tiles};
+        for (; m + TILE <= M; m += TILE) panels_tile<BITS, MINIMUM, FINE, P, TILE>(w, p, x, m, to, coming);
         if (m + 2 <= M) {
-            panels_tile<BITS, MINIMUM, FINE, P, 2>(w, p, x, m, to);
+            panels_tile<BITS, MINIMUM, FINE, P, 2>(w, p, x, m, to, coming);
             m += 2;
         }
-        if (m < M) panels_tile<BITS, MINIMUM, FINE, P, 1>(w, p, x, m, to);
+        if (m < M) panels_tile<BITS, MINIMUM, FINE, P, 1>(w, p, x, m, to, coming);
     };
-    long p = first;
 #if PARAGONE_TILES
     if (M >= TILE_ROWS)
         for (; p < last; p++) panel_tiles<BITS, MINIMUM, FINE>(w, p, x, M, to);

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <chrono>
 
-constexpr int32_t FEW = 8;  // tokens of a sequence that attend one by one
+constexpr int32_t FEW = 8;       // tokens of a sequence that attend one by one
+constexpr long PIECE = 256;      // rows, about
+constexpr long ROUND = 4;        // where a part is cut: as products like it
+constexpr double UNEVEN = 1.25;  // what a piece costs at most, beside the mean
 
 void Inputs::reserve(long rows, long D, long versions, bool words) {
     if (versions) grow(quantised_, versions * rows * ((D + 63) / 64));
@@ -15,7 +18,7 @@ void Plan::lay_out(Step& step) const {
     for (int32_t number = 0; number < (int32_t)step.parts.size(); number++) {
         const Part& part = step.parts[number];
         for (int32_t i = 0; i < part.count; i++) step.positions.push_back(part.start + i);
-        if (part.count > FEW && !step.deterministic) step.longer.push_back(number);
+        if (part.whole > FEW && !step.deterministic) step.longer.push_back(number);
         else
             for (int32_t i = 0; i < part.count; i++) step.singles.push_back({part.row + i, number});
     }
@@ -39,24 +42,143 @@ void Plan::lay_out(Step& step) const {
     }
 }
 
+void Plan::add(std::shared_ptr<Op> op) {
+    enough_ = std::max(enough_, op->enough());
+    for (int buffer : op->kept()) kept_[buffer] = true;
+    ops_.push_back(std::move(op));
+}
+
+// Rows [first, last) of a step, with what of its parts is in them.
+static Step cut(const Step& step, int32_t first, int32_t last, long width) {
+    Step own{};
+    own.T = last - first;
+    own.x = step.x + first * width;
+    for (auto [inverse, scale, which] : step.ropes) own.ropes.push_back({inverse, scale, which ? which + first : which});
+    own.deterministic = step.deterministic;
+    own.bias = step.bias;
+    own.bias_stride = step.bias_stride;
+    own.block_size = step.block_size;
+    for (const Part& part : step.parts) {
+        int32_t from = std::max(first, part.row), to = std::min(last, part.row + part.count);
+        if (from < to) own.parts.push_back({from - first, to - from, part.start + from - part.row, part.whole, part.tables});
+    }
+    return own;
+}
+
+// A step as pieces that cost about the same, each for one thread. It has no more rows than stay in the thread's own
+// caches, and what it makes of them no other thread reads but through the cache of keys and values: between
+// processors that share no near cache, reading what another has just written takes longer than reading the weights
+// once more for every piece. `apart`: all are of whole parts, so that none reads what another puts into the cache.
+// None where there are too few rows for that, or they cannot be dealt evenly: then all threads share each operation.
+std::vector<Piece> Plan::pieces(const Step& step, int threads, bool& apart) const {
+    long least = threads * enough_ * threads / 2;
+    if (step.parts.empty() || step.out || step.T < least || (threads == 1 && step.T <= PIECE)) return {};
+    long count = ((step.T + PIECE - 1) / PIECE + threads - 1) / threads * threads;
+    // A token's products cost what attention over this many slots costs, about.
+    long products = 6 * widths_[Run::X];
+    std::vector<long> before{0};  // costs of all rows before a row
+    std::vector<bool> begins(step.T);
+    for (const Part& part : step.parts) {
+        begins[part.row] = true;
+        for (long i = 0; i < part.count; i++) before.push_back(before.back() + products + part.start + i);
+    }
+    auto cuts = [&](auto may) {
+        std::vector<int32_t> rows{0};
+        for (long row = 1, last = 0, piece = 1; piece < count; piece++) {
+            // The nearest to its share of the whole, of those where there may be a cut.
+            auto from_share = [&](long at) { return std::abs(before[at] * count - before.back() * piece); };
+            while (row < step.T && (!may(row) || from_share(row) < from_share(last))) {
+                if (may(row)) last = row;
+                row++;
+            }
+            rows.push_back((int32_t)last);
+        }
+        rows.push_back((int32_t)step.T);
+        return rows;
+    };
+    auto even = [&](const std::vector<int32_t>& rows) {
+        for (size_t i = 0; i + 1 < rows.size(); i++)
+            if (rows[i] >= rows[i + 1] || (before[rows[i + 1]] - before[rows[i]]) * count > before.back() * UNEVEN)
+                return false;
+        return true;
+    };
+    std::vector<int32_t> rows = cuts([&](long row) { return begins[row]; });
+    apart = even(rows);
+    if (!apart) rows = cuts([](long row) { return row % ROUND == 0; });
+    std::vector<Piece> all;
+    if (apart || even(rows))
+        for (size_t i = 0; i + 1 < rows.size(); i++)
+            all.push_back({cut(step, rows[i], rows[i + 1], widths_[Run::X]), {}});
+    return all;
+}
+
+// What a run of a step, or of a piece of one, works on.
+Run Plan::view(const Step& step, Room& room, Team& team, int members, Piece* piece) const {
+    Run run{team, step, {}, room.inputs, room.partial, room.own, members};
+    run.buffers.resize(widths_.size());
+    for (size_t i = 0; i < widths_.size(); i++)
+        run.buffers[i] = piece && kept_[i] ? piece->kept[i].data() : room.buffers[i].data();
+    return run;
+}
+
+// Makes room for it.
+void Plan::prepare(const Step& step, Room& room, int members, Piece* piece) const {
+    room.buffers.resize(widths_.size());
+    if (piece) piece->kept.resize(widths_.size());
+    if ((int)room.own.size() < members) room.own.resize(members);
+    for (size_t i = 1; i < widths_.size(); i++)
+        grow(piece && kept_[i] ? piece->kept[i] : room.buffers[i], step.T * widths_[i]);
+    Run run = view(step, room, room.alone, members, piece);
+    for (auto& op : ops_) op->prepare(run);
+}
+
+// Operations [first, last). Those of the caller's thread are watched.
+void Plan::work(Run& run, int member, size_t first, size_t last) {
+    bool watched = member == 0 && !seconds_.empty();
+    auto before = std::chrono::steady_clock::now();
+    for (size_t i = first; i < last; i++) {
+        ops_[i]->run(run, run.members == 1 ? 0 : member);
+        if (!watched) continue;
+        auto now = std::chrono::steady_clock::now();
+        seconds_[i] += std::chrono::duration<double>(now - before).count();
+        before = now;
+    }
+}
+
+void Plan::run_pieces(std::vector<Piece>& pieces, bool apart, int threads) {
+    Team& team = Team::shared();
+    while ((int)rooms_.size() < threads) rooms_.emplace_back();
+    for (Piece& piece : pieces) {
+        lay_out(piece.step);
+        for (Room& room : rooms_) prepare(piece.step, room, 1, &piece);
+    }
+    team.run(threads, [&](int member) {
+        Room& room = rooms_[member];
+        for (size_t first = 0, last; first < ops_.size(); first = last) {
+            for (last = first + 1; last < ops_.size() && (apart || !ops_[last]->waits());) last++;
+            // The last rows of a long part see most: they begin.
+            for (long piece; (piece = (long)pieces.size() - 1 - team.next()) >= 0;) {
+                Run run = view(pieces[piece].step, room, room.alone, 1, &pieces[piece]);
+                work(run, member, first, last);
+            }
+            team.barrier();
+        }
+    });
+}
+
 void Plan::run(Step& step, int threads) {
     std::lock_guard lock(turn_);
+    bool apart = false;
+    std::vector<Piece> all = pieces(step, threads, apart);
+    if (!all.empty()) {
+        run_pieces(all, apart, threads);
+        return;
+    }
+    if (rooms_.empty()) rooms_.emplace_back();
     lay_out(step);
-    for (size_t i = 1; i < widths_.size(); i++) grow(buffers_[i], step.T * widths_[i]);
-    if ((int)own_.size() < threads) own_.resize(threads);
-    Run state{Team::shared(), step, buffers_, inputs_, partial_, own_};
-    for (auto& op : ops_) op->prepare(state);
-    auto work = [&](int member) {
-        auto before = std::chrono::steady_clock::now();
-        for (size_t i = 0; i < ops_.size(); i++) {
-            ops_[i]->run(state, member);
-            if (member || seconds_.empty()) continue;
-            auto now = std::chrono::steady_clock::now();
-            seconds_[i] += std::chrono::duration<double>(now - before).count();
-            before = now;
-        }
-    };
-    Team::shared().run(threads, work);
+    prepare(step, rooms_[0], threads, nullptr);
+    Run run = view(step, rooms_[0], Team::shared(), threads, nullptr);
+    Team::shared().run(threads, [&](int member) { work(run, member, 0, ops_.size()); });
 }
 
 std::vector<std::string> Plan::describe() const {

@@ -2,6 +2,7 @@
 // through from one call.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -14,9 +15,10 @@
 // What the queries of a layer see: all slots, the last `reach` of them, or those of their own chunk of `reach`.
 enum class View { FULL, SLIDING, CHUNKED };
 
-// Tokens of one sequence in a step: rows [row, row + count), from slot `start` on; its blocks in every pool.
+// Tokens of one sequence in a step: rows [row, row + count), from slot `start` on; its blocks in every pool. `whole`
+// is how many the step has of it, where this is a piece of that.
 struct Part {
-    int32_t row, count, start;
+    int32_t row, count, start, whole;
     std::vector<std::vector<int32_t>> tables;
 };
 
@@ -94,20 +96,36 @@ struct Own {
     Buffer<uint8_t> room;
 };
 
-// What the operations of a running step share.
+// What one thread has for itself, or several that work on the same rows share.
+struct Room {
+    Team alone;  // of the one thread
+    std::vector<Buffer<float>> buffers;
+    Inputs inputs;
+    Buffer<float> partial;
+    std::vector<Own> own;
+};
+
+// What the operations of a running step, or of a piece of one, share.
 struct Run {
     static constexpr int X = 0, OUT = -1;  // the step's own
 
     Team& team;
     const Step& step;
-    std::vector<Buffer<float>>& buffers;  // (T, width) each
+    std::vector<float*> buffers;  // (T, width) each
     Inputs& inputs;
     Buffer<float>& partial;
-    std::vector<Own>& own;
+    std::vector<Own>& own;  // one for each member, or more
+    int members;            // at most
 
     float* buffer(int index) const {
-        return index == X ? step.x : index == OUT ? step.out : buffers[index].data();
+        return index == X ? step.x : index == OUT ? step.out : buffers[index];
     }
+};
+
+// Rows of a step that one thread works through, and what has to stay of them while it works on others.
+struct Piece {
+    Step step;
+    std::vector<Buffer<float>> kept;
 };
 
 class Op {
@@ -117,15 +135,21 @@ class Op {
     // Room that it needs for T tokens, made before the team starts.
     virtual void prepare(Run&) const {}
     virtual std::string describe() const = 0;
+    // Whether it reads what others have put into the cache.
+    virtual bool waits() const { return false; }
+    // Buffers that were filled before an operation that waits and are read from there on.
+    virtual std::vector<int> kept() const { return {}; }
+    // So many rows take longer to multiply with its weights than these take to be read.
+    virtual long enough() const { return 1; }
 };
 
 class Plan {
   public:
-    explicit Plan(const std::vector<long>& widths) : widths_(widths), buffers_(widths.size()) {}
+    explicit Plan(const std::vector<long>& widths) : widths_(widths), kept_(widths.size()) {}
 
     // How the layers look back, for every pool of blocks.
     void add_pool(View view, long reach) { views_.push_back({view, reach}); }
-    void add(std::shared_ptr<Op> op) { ops_.push_back(std::move(op)); }
+    void add(std::shared_ptr<Op> op);
     void run(Step& step, int threads);
     std::vector<std::string> describe() const;
     // From now on the seconds of each operation are added up.
@@ -133,15 +157,19 @@ class Plan {
     std::vector<double> seconds() const { return seconds_; }
 
   private:
+    void lay_out(Step& step) const;
+    std::vector<Piece> pieces(const Step& step, int threads, bool& apart) const;
+    void prepare(const Step& step, Room& room, int members, Piece* piece) const;
+    Run view(const Step& step, Room& room, Team& team, int members, Piece* piece) const;
+    void work(Run& run, int member, size_t first, size_t last);
+    void run_pieces(std::vector<Piece>& pieces, bool apart, int threads);
+
     std::mutex turn_;
     std::vector<double> seconds_;
-    void lay_out(Step& step) const;
-
     std::vector<std::pair<View, long>> views_;
     std::vector<long> widths_;
-    std::vector<Buffer<float>> buffers_;
     std::vector<std::shared_ptr<Op>> ops_;
-    Inputs inputs_;
-    Buffer<float> partial_;
-    std::vector<Own> own_;
+    std::vector<bool> kept_;  // buffers, by number
+    long enough_ = 1;
+    std::deque<Room> rooms_;
 };

@@ -84,28 +84,31 @@ class Plan:
     def _block(self, number: int, block: Block, layer: LayerSpec) -> None:
         norms = block.norms
         if isinstance(block, ParallelBlock):
-            # Both halves read x before either adds to it.
+            # Both halves read x before either adds to it; what attention does not need is not made before it.
             self._qkv(block, norms[0])
+            self._attend(number, block, layer)
             self._up(block, norms[-1])
-            self._attend(number, block, layer, native.X)
+            self._out(block, native.X)
             self._down(block, native.X)
         elif isinstance(block, SandwichBlock):
             self._qkv(block, norms[0])
-            self._attend(number, block, layer, self.branch)
+            self._attend(number, block, layer)
+            self._out(block, self.branch)
             self._add_norm(norms[1], self.branch, added=True)
             self._up(block, norms[2])
             self._down(block, self.branch)
             self._add_norm(norms[3], self.branch, added=True)
         else:
             self._qkv(block, norms[0])
-            self._attend(number, block, layer, native.X)
+            self._attend(number, block, layer)
+            self._out(block, native.X)
             self._up(block, norms[1])
             self._down(block, native.X)
 
     def _qkv(self, block: Block, norm: Norm) -> None:
         self.native.add(self._linear(block.attn.qkv, native.X, self.qkv, self._norm(norm)))
 
-    def _attend(self, number: int, block: Block, layer: LayerSpec, target: int) -> None:
+    def _attend(self, number: int, block: Block, layer: LayerSpec) -> None:
         attn, cache, spec = block.attn, self.cache, self.decoder.spec
         cos, sin = (-1, -1) if layer.rope is None else self.angles[layer.rope]
         rope = None if layer.rope is None else self.decoder.ropes[layer.rope]
@@ -130,7 +133,10 @@ class Plan:
         )
         self.native.add(native.Heads(heads))
         self.native.add(native.Attend(heads, self.mixed, spec.attn_logit_softcapping or 0.0))
-        self.native.add(self._linear(attn.o, self.mixed, target, native.Prologue(), added=target == native.X))
+
+    def _out(self, block: Block, target: int) -> None:
+        added = target == native.X
+        self.native.add(self._linear(block.attn.o, self.mixed, target, native.Prologue(), added=added))
 
     def _up(self, block: Block, norm: Norm) -> None:
         if isinstance(block.mlp, MLP):
