@@ -37,7 +37,6 @@ class Linear : public Op {
     void run(Run& run, int member) const override;
     void prepare(Run& run) const override;
     std::string describe() const override;
-
     long enough() const override;
 
     // The same for M rows, row(m) each, to y (M, N). All members call it.

@@ -71,7 +71,7 @@ static Step cut(const Step& step, int32_t first, int32_t last, long width) {
 // once more for every piece. `apart`: all are of whole parts, so that none reads what another puts into the cache.
 // None where there are too few rows for that, or they cannot be dealt evenly: then all threads share each operation.
 std::vector<Piece> Plan::pieces(const Step& step, int threads, bool& apart) const {
-    long least = threads * enough_ * threads / 2;
+    long least = threads * enough_ * threads / 2;  // more threads share the same memory: each needs more rows
     if (step.parts.empty() || step.out || step.T < least || (threads == 1 && step.T <= PIECE)) return {};
     long count = ((step.T + PIECE - 1) / PIECE + threads - 1) / threads * threads;
     // A token's products cost what attention over this many slots costs, about.

@@ -139,7 +139,7 @@ class Op {
     virtual bool waits() const { return false; }
     // Buffers that were filled before an operation that waits and are read from there on.
     virtual std::vector<int> kept() const { return {}; }
-    // So many rows take longer to multiply with its weights than these take to be read.
+    // So many rows of a thread's own, of two threads, are worth reading its weights once more for them.
     virtual long enough() const { return 1; }
 };
 
