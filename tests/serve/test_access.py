@@ -1,6 +1,9 @@
 """Keys: who may ask, how much, and what nobody hears of (rows 12, 18, 19)."""
 
 import base64
+import contextlib
+import json
+import random
 import re
 import statistics
 import time
@@ -145,6 +148,43 @@ def test_cached_beginnings_are_each_keys_own(guarded):
     assert cached(one) == 0
     assert cached(one) > 0  # the positive case
     assert cached(other) == 0
+
+
+def test_time_does_not_tell_what_others_have_asked(guarded):
+    """Two thousand trials in pairs: of two questions of one key, one that another key's owner has asked before
+    and one that nobody has, none is answered sooner (row 18). That it is where the cache may be used shows
+    that the trial can tell."""
+    server, one, _, store = guarded
+    other, _ = store.create("observer")
+    time.sleep(1.5)
+    random.seed(18)
+    with contextlib.closing(server.connect()) as connection:
+
+        def seconds(key, prompt):
+            body = json.dumps({"model": "tiny", "prompt": prompt, "max_tokens": 1})
+            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+            begin = time.perf_counter()
+            connection.request("POST", "/v1/completions", body, headers)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+            return time.perf_counter() - begin
+
+        known, fresh, own = [], [], []
+        for turn in range(1000):
+            asked, unasked = ([random.randrange(256) for _ in range(900)] for _ in range(2))
+            seconds(one, asked)
+            for times, prompt in random.sample([(known, asked), (fresh, unasked)], 2):
+                times.append(seconds(other, prompt))
+            if turn % 5 == 0:
+                own.append(seconds(one, asked))
+    assert sooner(own, fresh) > 0.9
+    assert 0.4 < sooner(known, fresh) < 0.6
+
+
+def sooner(these, those):
+    """The area under the ROC curve: how often one of these is less than one of those."""
+    return statistics.fmean((a < b) + 0.5 * (a == b) for a in these for b in those)
 
 
 CANARY = "canary7f3e"

@@ -8,6 +8,7 @@ import socket
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,31 +43,56 @@ def status_of(answer):
     return int(answer.split()[1]) if answer else 0
 
 
-@pytest.mark.parametrize(
-    ("data", "status"),
-    [
-        (b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000, 431),
-        (b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n", 431),
-        (b"GET / HTTP/1.1\r\n" + b"".join(b"X%d: y\r\n" % i for i in range(9000)) + b"\r\n", 431),
-        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 431),
-        (b"nonsense\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-        (b"GET / HTTP/9.9\r\n\r\n", 400),
-        (b"GET  HTTP/1.1\r\n\r\n", 400),
-        (HEAD + b"Content-Length: -5\r\n\r\n", 400),
-        (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
-        (HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        (HEAD + b"Content-Length: 99999999999\r\n\r\n", 413),
-        (HEAD + b"Content-Length: %d\r\n\r\n" % (limits.BODY_BYTES + 1), 413),
-        (HEAD + b"Connection: close\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nabcde", 415),
+GET = b"GET /version HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+LONG = b"a" * 70_000
+REFUSED = {
+    431: [
+        GET + b"X: " + LONG, GET + b"X: " + LONG + b"\r\n\r\n", GET + LONG + b": x\r\n\r\n",
+        GET + b"".join(b"X%d: y\r\n" % i for i in range(9000)) + b"\r\n",
+        GET + b"".join(b"X: %s\r\n" % (b"y" * 1000) for _ in range(70)) + b"\r\n",
+        b"GET /" + LONG + b" HTTP/1.1\r\n\r\n", b"GET /?" + LONG + b" HTTP/1.1\r\n\r\n",
+        GET + b"Cookie: " + b"a=b; " * 14_000 + b"\r\n\r\n",
+        GET + b"Authorization: Bearer " + LONG + b"\r\n\r\n", LONG, LONG + b" / HTTP/1.1\r\n\r\n",
+        HEAD + b"Content-Length: 2\r\nX: " + LONG + b"\r\n\r\n{}",
     ],
-)  # fmt: skip
-def test_what_is_no_request(server, data, status):
-    answer = exchange(server, data)
-    assert status_of(answer) == status, answer[:300]
-    body = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert set(body["error"]) == {"message", "type", "param", "code"}
+    400: [
+        b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n",
+        b"GET  HTTP/1.1\r\n\r\n", b"GET / FTP/1.1\r\n\r\n", b"GET / HTTP/1.1x\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"G@T / HTTP/1.1\r\n\r\n", b"\x00\x01\x02\x03\r\n\r\n",
+        b"GET / HTTP/1.1\r\nNo colon\r\n\r\n", b"GET / HTTP/1.1\r\n: no name\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", b"GET / HTTP/1.1\r\nA\x00: c\r\n\r\n", b"GET / HTTP/1.1\r\nA: b\x00c\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA : b\r\n\r\n", b"GET / HTTP/1.1\r\nA: b\rC: d\r\n\r\n",
+        HEAD + b"Content-Length: -5\r\n\r\n", HEAD + b"Content-Length: abc\r\n\r\n", HEAD + b"Content-Length: 0x5\r\n\r\n",
+        HEAD + b"Content-Length: +5\r\n\r\n", HEAD + b"Content-Length: 5 5\r\n\r\n", HEAD + b"Content-Length: 5, 6\r\n\r\n",
+        HEAD + b"Content-Length: \r\n\r\n", HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        HEAD + b"Content-Length: 99999999999999999999999999\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked, gzip\r\n\r\n", HEAD + b"Transfer-Encoding: xchunked\r\n\r\n",
+        CHUNKED + b"zz\r\n", CHUNKED + b"-1\r\n", CHUNKED + b"\r\n", CHUNKED + b"fffffffffffffffff\r\n",
+        CHUNKED + b"5\r\nabcdefgh\r\n0\r\n\r\n", CHUNKED + b"0x5\r\nabcde\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: 2\r\n\r\n\xff\xfe", CHUNKED + b"0\r\n\r\n",
+    ],
+    413: [
+        HEAD + b"Content-Length: 99999999999\r\n\r\n", HEAD + b"Content-Length: %d\r\n\r\n" % (limits.BODY_BYTES + 1),
+        HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (limits.BODY_BYTES + 1),
+        CHUNKED + b"b00000\r\n" + b" " * (11 << 20), CHUNKED + b"100000\r\n" + b" " * (1 << 20) + b"\r\n" + b"a00001\r\n" + b" " * (10 << 20),
+    ],
+    415: [
+        HEAD + b"Connection: close\r\nContent-Encoding: %s\r\nContent-Length: 5\r\n\r\nabcde" % name
+        for name in (b"gzip", b"br", b"deflate", b"zstd", b"gzip, gzip", b"x")
+    ],
+}  # fmt: skip
+assert sum(map(len, REFUSED.values())) >= 60
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_what_is_no_request(server, status):
+    for data in REFUSED[status]:
+        answer = exchange(server, data)
+        assert status_of(answer) == status, (data[:200], answer[:300])
+        body = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert set(body["error"]) == {"message", "type", "param", "code"}
 
 
 def test_a_body_is_counted_while_it_comes(server):
@@ -85,11 +111,33 @@ def test_the_largest_body_is_taken(server):
     assert server.post("/v1/completions", body + b" ").status == 413
 
 
-def test_a_slow_head(server):
-    begin = time.monotonic()
-    answer = exchange(server, b"GET / HTTP/1.1\r\nHost: loc")
-    assert status_of(answer) == 408
-    assert limits.HEADER_SECONDS - 1 < time.monotonic() - begin < limits.HEADER_SECONDS + 10
+def drip(server, begin, wait):
+    """Sends `begin`, then a byte a second; the status of what comes back, and when."""
+    started = time.monotonic()
+    with server.raw_socket() as connection:
+        connection.settimeout(1)
+        connection.sendall(begin)
+        while time.monotonic() - started < wait:
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(1 << 16)
+                return status_of(answer), time.monotonic() - started
+            connection.sendall(b"a")
+    return 0, wait
+
+
+def test_requests_that_never_end(server):
+    """A head has ten seconds and a body thirty, however a client spends them; all at once here."""
+    heads = [b"G", b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: loc", HEAD, b"\r\n"]
+    bodies = [
+        HEAD + b"Content-Length: 500\r\n\r\n", HEAD + b'Content-Length: 500\r\n\r\n{"model": "',
+        CHUNKED + b"500\r\n",
+    ]  # fmt: skip
+    with ThreadPoolExecutor(len(heads + bodies)) as pool:
+        found = list(pool.map(lambda begin: drip(server, begin, 50), heads + bodies))
+    for begin, (status, seconds) in zip(heads + bodies, found, strict=True):
+        limit = limits.HEADER_SECONDS if begin in heads else limits.BODY_SECONDS
+        assert status == 408, (begin, status)
+        assert limit - 1 < seconds < limit + 10, begin
 
 
 def test_slow_clients_do_not_keep_others_waiting(server):

@@ -1,6 +1,7 @@
 """The tokenizers of real families: ids are those of their makers' own code, from every kind of file."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+from paragone.text.stream import TextStream
 from paragone.text.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 from tests.packages import dashscope, llama_models, llama_vocabulary, npm
-from tests.text.corpus import corpus
+from tests.text.corpus import corpus, random_text
 
 CORPUS = corpus(800, seed=5)
 MISTRAL = Path(mistral_common.__file__).with_name("data")
@@ -190,3 +192,22 @@ def test_llama_2_from_tokenizer_json_and_gguf(tmp_path):
     # What every Llama 2 user has seen: the packaged script's own tests, and Meta's paper of the prompt.
     assert from_folder.encode("grabbed", prefix=True) == [1, 2646, 1327, 287]
     assert from_folder.encode("[INST]") == [518, 25580, 29962]
+
+
+@pytest.mark.parametrize("family", ["smollm2", "gemma3", "tekken", "v3"])
+def test_tokens_of_twenty_thousand_texts_come_as_the_texts(family, request, tmp_path):
+    """As an answer is streamed (row 27): bytes in pairs and alone, spaces as ▁, bytes where there is no
+    token."""
+    if family in MISTRAL_FILES:
+        ours = mistral(family, tmp_path)[1]
+    else:
+        ours = request.getfixturevalue(f"{family}_tokenizer")
+    rng = random.Random(27)
+    for _ in range(20_000):
+        text = random_text(rng)
+        stream, pieces = TextStream(drop_first_space=ours.backend.adds_space), []
+        for token in ours.encode(text):
+            pieces.append(stream.push(ours.token_bytes(token)))
+            assert "\ufffd" not in pieces[-1], text
+        pieces.append(stream.finish())
+        assert "".join(pieces) == (text.replace("▁", " ") if family in ("gemma3", "v3") else text), text

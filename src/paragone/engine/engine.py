@@ -153,6 +153,10 @@ class Engine:
         """One step of all that runs: what became certain of each answer. A chunk with a finish reason is an
         answer's last, and brings its completion. What fails ends requests of its own step at most, with the
         reason "error"; the others go on as if nothing had been."""
+        with self.runner.threads():
+            return self._step()
+
+    def _step(self) -> list[Chunk]:
         failed: list[Chunk] = []
         begin = time.perf_counter()
         if self.speculation is not None:
@@ -241,19 +245,17 @@ class Engine:
             if answer is None:  # aborted since, by a callback
                 continue
             try:
-                chunk = self._take_one(answer, part, hidden[tokens], logits[rows], best[rows])
+                if answer.wants_prompt_logprobs:
+                    self._score_prompt(answer, part, hidden[tokens])
+                chunk = self._take_one(answer, part, logits[rows], best[rows])
             except Exception as err:
                 gone = part.sequence.number not in self._answers
                 chunk = None if gone else self._fail(answer, err)
             chunks += [chunk] if chunk else []
         return chunks
 
-    def _take_one(
-        self, answer: Answer, part: Scheduled, hidden: Tensor, rows: Tensor, best: list[int]
-    ) -> Chunk | None:
+    def _take_one(self, answer: Answer, part: Scheduled, rows: Tensor, best: list[int]) -> Chunk | None:
         """Chooses a request's next tokens and says what became certain; None while its prompt is computed."""
-        if answer.wants_prompt_logprobs:
-            self._score_prompt(answer, part, hidden)
         tokens, entries = answer.choose(part, rows, best)
         if part.sequence.number not in self._answers:  # its own callback has aborted it
             return None

@@ -1,5 +1,7 @@
 """Computes what the scheduler has decided, and decides nothing."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from paragone.model.decoder import Decoder
 from paragone.model.forward import forward_over
 from paragone.model.paged import PagedCache, Part
 from paragone.model.plan import why_no_plan
+from paragone.ops.threads import torch_on_one_thread
 
 LOGITS_ROWS = 128  # positions of a prompt whose logits are held at once
 
@@ -35,6 +38,11 @@ class ModelRunner:
         # Logits of a step, until the next: pages that are new each time cost more than the product itself.
         self._room = torch.empty(0, decoder.spec.vocab_size)
         self.run = forward_over(decoder, self.cache, deterministic=config.deterministic)
+        self._planned = reason is None
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Around a step: PyTorch's threads are not to be in the way of the kernels'."""
+        return torch_on_one_thread() if self._planned else nullcontext()
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:

@@ -51,15 +51,16 @@ class Sampler:
         self, logits_V: Tensor, best: int | None = None, allowed_V: Tensor | None = None
     ) -> tuple[int, TokenLogprobs | None]:
         """The next token, and its log-probabilities if they were asked for. `best` is the most likely token,
-        where it is known already; `allowed_V` are booleans. Raises MalformedData where nothing is allowed, or
-        the logits are no numbers."""
+        where it is known already, -1 where its logit is no finite number; `allowed_V` are booleans. Raises
+        MalformedData where nothing is allowed, or the logits are no numbers."""
         params = self.params
         self._make()
-        if self.takes_best and allowed_V is None:
-            token = int(logits_V.float().argmax()) if best is None else best  # slow in bfloat16
+        if self.takes_best and allowed_V is None and best is not None:
+            token = best
         else:
             token = self._sample(self._changed(logits_V.float().cpu(), allowed_V))
-        if token < 0 or not math.isfinite(float(logits_V[token])):
+            token = token if token >= 0 and math.isfinite(float(logits_V[token])) else -1
+        if token < 0:
             raise MalformedData("the model's logits are not finite numbers")
         self.num_chosen += 1
         if self._seen is not None:

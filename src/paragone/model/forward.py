@@ -21,8 +21,8 @@ class Forward(Protocol):
         or will have so many tokens."""
 
     def logits(self, hidden_ND: Tensor, room: Tensor | None = None, /) -> tuple[Tensor, list[int]]:
-        """Logits (N, V), and the most likely token of each row. They may be written into `room`, which is
-        (N or more, V) of float32."""
+        """Logits (N, V), and the most likely token of each row, -1 where its logit is no finite number. They
+        may be written into `room`, which is (N or more, V) of float32."""
 
 
 class TorchForward:
@@ -41,7 +41,8 @@ class TorchForward:
     def logits(self, hidden_ND: Tensor, _room: Tensor | None = None, /) -> tuple[Tensor, list[int]]:
         """As `Forward`."""
         logits = self.decoder.logits(hidden_ND)
-        return logits, logits.float().argmax(-1).tolist()
+        most = logits.float().max(-1)
+        return logits, torch.where(most.values.isfinite(), most.indices, -1).tolist()
 
     def _cos_sin(
         self, positions_1N: Tensor, parts: Sequence[Part], lengths: Sequence[int]

@@ -10,7 +10,7 @@ that do so get in each other's way.
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -52,6 +52,18 @@ def threads() -> int:
         _pin(bool(pinned))
         _chosen = count
     return _chosen
+
+
+@contextlib.contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """PyTorch's operations stay on the caller's thread meanwhile: after each that it spreads over threads of its
+    own these spin for milliseconds, on the processors that the kernels want next."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def pinned() -> bool:
