@@ -20,6 +20,7 @@ from benchmarks.own_engine import throughput
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.resources import peak_memory_bytes
 from paragone.kernels import native
+from paragone.ops import pages
 from paragone.ops.threads import threads
 
 
@@ -58,7 +59,7 @@ def speed(model: Any) -> dict[str, float]:
     out = {f"decode{n}": median(decoding(model, n) for _ in range(3)) for n in (1, 16, 64)}
     out |= {f"prefill{n}": prefill(model, n) for n in (512, 4096)}
     size = model.decoder.decode_bytes
-    memory = torch.ones(size, dtype=torch.uint8)
+    memory = pages.empty((size,), torch.uint8).fill_(1)
     rate = median(native.read_rate(memory.data_ptr(), size, threads()) for _ in range(9))
     return out | {
         "bandwidth_share": out["decode1"] * size / rate,

@@ -115,37 +115,48 @@ def test_told_to_stop(own):
     assert len(found) == 20
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(10))
 def test_ended_at_any_moment(own, seed):
-    """Ten servers: the engines of some are killed up to three times under load, each is told to stop while
-    twenty stream. Whoever waits hears of it at once, and the next request finds a new engine."""
+    """Five servers, so fifty in all: the engine of one is killed three times under load, each is told to stop
+    while twenty stream. Whoever waits hears of it at once, and the next request finds a new engine."""
     rng = random.Random(seed)
-    want = None
-    for turn in range(10):
-        server = own("--drain", "20")
-        want = want or server.complete("Hello", temperature=0).json["choices"]
-        for kill in range(3 if turn < 2 else 0):
-            threads, found = streams(server, 8)
-            time.sleep(rng.random() * 0.3)
-            os.kill(server.engine_pid(), rng.choice((signal.SIGKILL, signal.SIGSEGV)))
-            killed = time.monotonic()
-            for thread in threads:
-                thread.join(10)
-            for status, data, at in found:
-                assert ended_well(status, data), data[-300:]
-                assert at - killed < 2.0 or data.endswith(b"[DONE]\n\n")
-            server.wait_until_ready(30)
-            assert server.complete("Hello", temperature=0).json["choices"] == want
-            assert server.machine()["engine_restarts"] == kill + 1
-        threads, found = streams(server, 20)
-        time.sleep(rng.random() * 0.4)
-        server.process.send_signal(rng.choice((signal.SIGTERM, signal.SIGINT)))
-        assert server.process.wait(25) == 0
+    server = own("--drain", "20")
+    want = server.complete("Hello", temperature=0).json["choices"]
+    for kill in range(3):
+        threads, found = streams(server, 8)
+        time.sleep(rng.random() * 0.3)
+        os.kill(server.engine_pid(), rng.choice((signal.SIGKILL, signal.SIGSEGV)))
+        killed = time.monotonic()
         for thread in threads:
             thread.join(10)
-        assert len(found) == 20
-        for status, data, _ in found:
-            assert ended_well(status, data) or status == 0, data[-300:]  # came when nobody listened any more
+        for status, data, at in found:
+            assert ended_well(status, data), data[-300:]
+            assert at - killed < 2.0 or data.endswith(b"[DONE]\n\n")
+        server.wait_until_ready(30)
+        assert server.complete("Hello", temperature=0).json["choices"] == want
+        assert server.machine()["engine_restarts"] == kill + 1
+    with ThreadPoolExecutor(2) as pool:  # two at once: a start is mostly waiting
+        stopped = [pool.submit(told_to_stop_at, own, rng.random() * 0.4, s) for s in rng.choices(STOPS, k=4)]
+        stopped.append(pool.submit(told_to_stop_at, lambda *_: server, rng.random() * 0.4, signal.SIGTERM))
+        for one in stopped:
+            one.result()
+
+
+STOPS = signal.SIGTERM, signal.SIGINT
+
+
+def told_to_stop_at(start, moment, number):
+    """Twenty streams and, after so many seconds, a signal: each of them ends as it should."""
+    server = start("--drain", "20")
+    threads, found = streams(server, 20)
+    time.sleep(moment)
+    server.process.send_signal(number)
+    assert server.process.wait(25) == 0
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == 20
+    for status, data, _ in found:
+        assert ended_well(status, data) or status == 0, data[-300:]  # came when nobody listened any more
 
 
 def test_not_done_in_time(own):

@@ -53,11 +53,11 @@ REFUSED = {
         GET + b"".join(b"X: %s\r\n" % (b"y" * 1000) for _ in range(70)) + b"\r\n",
         b"GET /" + LONG + b" HTTP/1.1\r\n\r\n", b"GET /?" + LONG + b" HTTP/1.1\r\n\r\n",
         GET + b"Cookie: " + b"a=b; " * 14_000 + b"\r\n\r\n",
-        GET + b"Authorization: Bearer " + LONG + b"\r\n\r\n", LONG, LONG + b" / HTTP/1.1\r\n\r\n",
+        GET + b"Authorization: Bearer " + LONG + b"\r\n\r\n",
         HEAD + b"Content-Length: 2\r\nX: " + LONG + b"\r\n\r\n{}",
     ],
     400: [
-        b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n",
+        LONG, LONG + b" / HTTP/1.1\r\n\r\n", b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9.9\r\n\r\n",
         b"GET  HTTP/1.1\r\n\r\n", b"GET / FTP/1.1\r\n\r\n", b"GET / HTTP/1.1x\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"G@T / HTTP/1.1\r\n\r\n", b"\x00\x01\x02\x03\r\n\r\n",
         b"GET / HTTP/1.1\r\nNo colon\r\n\r\n", b"GET / HTTP/1.1\r\n: no name\r\n\r\n",
@@ -127,7 +127,7 @@ def drip(server, begin, wait):
 
 def test_requests_that_never_end(server):
     """A head has ten seconds and a body thirty, however a client spends them; all at once here."""
-    heads = [b"G", b"GET /", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: loc", HEAD, b"\r\n"]
+    heads = [b"GET /", b"\r\nPOST /v1", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: loc", HEAD]
     bodies = [
         HEAD + b"Content-Length: 500\r\n\r\n", HEAD + b'Content-Length: 500\r\n\r\n{"model": "',
         CHUNKED + b"500\r\n",

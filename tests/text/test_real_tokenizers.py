@@ -210,4 +210,6 @@ def test_tokens_of_twenty_thousand_texts_come_as_the_texts(family, request, tmp_
             pieces.append(stream.push(ours.token_bytes(token)))
             assert "\ufffd" not in pieces[-1], text
         pieces.append(stream.finish())
+        if family == "smollm2":  # its vocabulary has no tokens for these, and its makers' code drops them too
+            text = text.translate(dict.fromkeys(b"\x04\x06\x13\x14\x16\x1d"))
         assert "".join(pieces) == (text.replace("▁", " ") if family in ("gemma3", "v3") else text), text

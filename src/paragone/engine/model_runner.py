@@ -14,6 +14,7 @@ from paragone.model.decoder import Decoder
 from paragone.model.forward import forward_over
 from paragone.model.paged import PagedCache, Part
 from paragone.model.plan import why_no_plan
+from paragone.ops import pages
 from paragone.ops.threads import torch_on_one_thread
 
 LOGITS_ROWS = 128  # positions of a prompt whose logits are held at once
@@ -61,7 +62,7 @@ class ModelRunner:
         lengths = [max(len(p.sequence.token_ids), p.start + p.count) for p in batch.scheduled]
         hidden = self.run.hidden(ids, parts, lengths)
         if len(self._room) < len(wanted):
-            self._room = torch.empty(len(wanted), self.decoder.spec.vocab_size)
+            self._room = pages.empty((2 * len(wanted), self.decoder.spec.vocab_size), torch.float32)
         rows = hidden if len(wanted) == len(ids) else hidden[wanted]
         return hidden, *self.run.logits(rows, self._room)
 

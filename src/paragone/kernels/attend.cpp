@@ -17,8 +17,8 @@ Slots Attend::slots(const Run& run, long number, long k) const {
     const Pool& pool = run.step.pools[spec_.pool];
     long row = spec_.row_bytes(), head = spec_.block_size * row;
     const uint8_t* keys = spec_.cache + k * head;
-    return {keys, keys + spec_.K * head, pool.tables.data() + number * pool.width, spec_.block_size, 2 * spec_.K * head,
-            row, spec_.eight_bit};
+    const int32_t* table = pool.tables.data() + number * pool.width;
+    return {keys, keys + spec_.K * head, table, spec_.block_size, 2 * spec_.K * head, row, spec_.eight_bit};
 }
 
 Scoring Attend::scoring(const Run& run, long k) const {
@@ -83,7 +83,16 @@ void Attend::single(Run& run, Own& own, long task, long runs) const {
     float* sums = seen > RUN ? run.partial.data() + task * each : own.floats.data();
     float *largest = sums + group * E, *totals = largest + group;
     const float* q = run.buffer(spec_.buffer) + (one.row * (spec_.H + 2 * spec_.K) + k * group) * E;
-    best.attend(q, group, slots(run, one.part, k), from + first, std::min(RUN, seen - first), E, scoring(run, k),
+    Slots own_slots = slots(run, one.part, k);
+    if (size_t next = (task + 1) / runs / spec_.K; run.members == 1 && runs == 1 && next < run.step.singles.size()) {
+        const Single& other = run.step.singles[next];
+        Slots others = slots(run, other.part, (task + 1) % spec_.K);
+        long block = pool.firsts[other.row] / spec_.block_size;
+        own_slots.then = others.keys;
+        own_slots.then_table = others.table + block;
+        own_slots.then_blocks = (pool.lasts[other.row] - 1) / spec_.block_size - block + 1;
+    }
+    best.attend(q, group, own_slots, from + first, std::min(RUN, seen - first), E, scoring(run, k),
                 own.floats.data() + each, sums, largest, totals);
     if (seen > RUN) return;
     float* to = run.buffer(target_) + (one.row * spec_.H + k * group) * E;

@@ -25,22 +25,35 @@ PARAGONE_INLINE float scale_of(const uint16_t*, long) { return 1.0f; }
 PARAGONE_INLINE float number(const int8_t* p) { return *p; }
 PARAGONE_INLINE float number(const uint16_t* p) { return widen(*p); }
 
-// Where a run of neighbouring slots lies, from `at` on, and how many there are of at most `most`.
+// Where a run of neighbouring slots lies, and what is read after the next one.
 template <class T> struct Run {
-    const uint8_t* from;
+    const uint8_t *from, *coming;
     long row, count;
     const T* operator[](long i) const { return (const T*)(from + i * row); }
+
+    // Fetches what comes instead of slots [i, i + n): a little at a time, for memory takes only so many wishes.
+    PARAGONE_MEMBER void fetch(long i, long n) const {
+        for (long at = i * row; at < (i + n) * row; at += 64) __builtin_prefetch(coming + at);
+    }
 };
 
-template <class T> PARAGONE_INLINE Run<T> run_at(const uint8_t* base, const Slots& slots, long at, long most) {
-    long block = at / slots.size, in = at % slots.size;
+// What is read after a text's last block: so many blocks.
+struct After {
+    const uint8_t* base;
+    const int32_t* table;
+    long blocks;
+};
+
+// The slots from `at` on that lie in one block, of `most` in all. The next block but one comes meanwhile: blocks lie
+// anywhere, and each takes less long than memory does.
+template <class T>
+PARAGONE_INLINE Run<T> run_at(const uint8_t* base, const Slots& slots, long at, long most, const After& after) {
+    long block = at / slots.size, in = at % slots.size, over = block + 1 - (at + most - 1) / slots.size;
     const uint8_t* from = base + slots.table[block] * slots.stride + in * slots.row;
-    long count = std::min(most, slots.size - in);
-    if (count < most) {  // the next block lies anywhere: fetch it while this one is worked on
-        const uint8_t* next = base + slots.table[block + 1] * slots.stride;
-        for (long i = 0; i < std::min(most - count, slots.size) * slots.row; i += 64) __builtin_prefetch(next + i);
-    }
-    return {from, slots.row, count};
+    const uint8_t* coming = over < 0              ? base + slots.table[block + 2] * slots.stride
+                            : over < after.blocks ? after.base + after.table[over] * slots.stride
+                                                  : from;
+    return {from, coming, slots.row, std::min(most, slots.size - in)};
 }
 
 // Scores of G queries (G, E) with N slots.
@@ -70,10 +83,13 @@ PARAGONE_INLINE void dots(const float* q, const T* const (&keys)[N], long E, flo
 
 template <class T, int G>
 static void scores_of(const float* q, const Slots& slots, long first, long S, long E, float* scores, long stride) {
+    long block = first / slots.size;
+    After values{slots.values, slots.table + block, (first + S - 1) / slots.size - block + 1};
     for (long s = 0; s < S;) {
-        Run<T> run = run_at<T>(slots.keys, slots, first + s, S - s);
+        Run<T> run = run_at<T>(slots.keys, slots, first + s, S - s, values);
         long i = 0;
         for (; i + SLOTS <= run.count; i += SLOTS) {
+            run.fetch(i, SLOTS);
             const T* keys[SLOTS] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
             dots<T, G, SLOTS>(q, keys, E, scores + s + i, stride);
         }
@@ -89,10 +105,12 @@ static void scores_of(const float* q, const Slots& slots, long first, long S, lo
 template <class T, int G, int N>
 static void mix(const float* weights, long stride, const Slots& slots, long first, long S, long E, long e, float* out) {
     VF sums[G][N] = {};
+    After keys{slots.then, slots.then_table, slots.then_blocks};
     for (long s = 0; s < S;) {
-        Run<T> run = run_at<T>(slots.values, slots, first + s, S - s);
+        Run<T> run = run_at<T>(slots.values, slots, first + s, S - s, keys);
         for (long i = 0; i < run.count; i++) {
             const T* value = run[i];
+            run.fetch(i, 1);
             VF parts[N];
             for (int n = 0; n < N; n++) parts[n] = load(value + e + n * W);
             float scale = scale_of(value, E);
@@ -120,7 +138,7 @@ static void values_of(const float* weights, long stride, const Slots& slots, lon
         for (int g = 0; g < G; g++) {
             float total = 0;
             for (long s = 0; s < S; s++) {
-                const T* value = run_at<T>(slots.values, slots, first + s, 1)[0];
+                const T* value = run_at<T>(slots.values, slots, first + s, 1, {})[0];
                 total += weights[g * stride + s] * scale_of(value, E) * number(value + e);
             }
             out[g * E + e] = total;

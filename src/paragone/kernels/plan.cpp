@@ -7,6 +7,7 @@ constexpr int32_t FEW = 8;       // tokens of a sequence that attend one by one
 constexpr long PIECE = 256;      // rows, about
 constexpr long ROUND = 4;        // where a part is cut: as products like it
 constexpr double UNEVEN = 1.25;  // what a piece costs at most, beside the mean
+constexpr long LONG = 16;        // rows whose logits take longer than waiting for a thread that another one holds up
 
 void Inputs::reserve(long rows, long D, long versions, bool words) {
     if (versions) grow(quantised_, versions * rows * ((D + 63) / 64));
@@ -163,7 +164,7 @@ void Plan::run_pieces(std::vector<Piece>& pieces, bool apart, int threads) {
             }
             team.barrier();
         }
-    });
+    }, true);
 }
 
 void Plan::run(Step& step, int threads) {
@@ -178,7 +179,7 @@ void Plan::run(Step& step, int threads) {
     lay_out(step);
     prepare(step, rooms_[0], threads, nullptr);
     Run run = view(step, rooms_[0], Team::shared(), threads, nullptr);
-    Team::shared().run(threads, [&](int member) { work(run, member, 0, ops_.size()); });
+    Team::shared().run(threads, [&](int member) { work(run, member, 0, ops_.size()); }, step.out && step.T >= LONG);
 }
 
 std::vector<std::string> Plan::describe() const {

@@ -41,11 +41,15 @@ typedef uint32_t Word;
 
 // Where one head's slots lie, `row` bytes each: in blocks of `size`, slot s in block table[s / size], and the
 // blocks `stride` bytes apart. A slot is E numbers in bfloat16, or E int8 codes and a bfloat16 scale behind them.
+// `then` are the keys that are read next: so many blocks of another table, where that is known.
 struct Slots {
     const uint8_t *keys, *values;
     const int32_t* table;
     long size, stride, row;
     bool eight_bit;
+    const uint8_t* then = nullptr;
+    const int32_t* then_table = nullptr;
+    long then_blocks = 0;
 };
 
 // What is done to scores: capped by softcap * tanh(score / softcap) unless that is 0; then, of query h and slot s,

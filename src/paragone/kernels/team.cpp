@@ -84,9 +84,9 @@ int Team::members(int size) {
     return paused_ > 0 ? std::max(1, size / 2) : size;
 }
 
-void Team::run(int size, const std::function<void(int)>& work) {
+void Team::run(int size, const std::function<void(int)>& work, bool seldom) {
     std::lock_guard lock(turn_);
-    size = members(size);
+    if (!seldom) size = members(size);
     if (size == 1) {  // nobody else is woken
         size_ = 1;
         count_anew();
@@ -107,6 +107,7 @@ void Team::run(int size, const std::function<void(int)>& work) {
         if (spin < PATIENCE) relax();
         else left_.wait(left, std::memory_order_acquire);
     lasted_ = now() - begin;
+    if (seldom) waited_ = preempted_ = 0;  // nothing of it says how others would fare
 }
 
 void Team::count_anew() {

@@ -13,8 +13,8 @@
 class Team {
   public:
     // Runs work(member) on `size` threads, or fewer where others use the processors; the caller is member 0. One run
-    // at a time; others wait.
-    void run(int size, const std::function<void(int)>& work);
+    // at a time; others wait. `seldom`: its members meet so seldom that it wants all of them even then.
+    void run(int size, const std::function<void(int)>& work, bool seldom = false);
 
     // Waits for all members. Tasks are counted anew from then on.
     void barrier();

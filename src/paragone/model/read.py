@@ -22,6 +22,7 @@ from paragone.model.linear import Linear, as_torch
 from paragone.model.parameters import one_of, parameter_names, split_index, stored_name, template
 from paragone.model.precision import MOST_BITS, Precision
 from paragone.model.spec import ModelSpec
+from paragone.ops import pages
 from paragone.ops.packed import PackedMatrix, Packing
 from paragone.quant.rtn import INT4, INT8, quantize_int4, quantize_int8
 
@@ -113,7 +114,7 @@ class Parameters:
         return [as_torch(t, t.rows()) for t in tensors]
 
     def dense(self, parts: Sequence[str], sizes: tuple[int, ...], width: int) -> Tensor:
-        weight = torch.empty((sum(sizes), width), dtype=self.dtype)
+        weight = pages.empty((sum(sizes), width), self.dtype)
         at = 0
         for part, size in zip(parts, sizes, strict=True):
             for first, rows in self.row_chunks(f"{part}.weight", size, width):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.kernels import native
+from paragone.ops import pages
 from paragone.ops.threads import threads
 
 PANEL, BLOCK = 16, 64
@@ -75,7 +76,7 @@ class PackedMatrix:
         """Without panels all rows are still to be put."""
         self.rows, self.width, self.packing, self.order = rows, width, packing, order
         if panels is None:
-            panels = torch.empty(packing.shape(rows, width), dtype=torch.uint8)
+            panels = pages.empty(packing.shape(rows, width), torch.uint8)
             if rows % PANEL:  # lanes of rows that there are not
                 panels[-1:].zero_()
         self.panels = panels

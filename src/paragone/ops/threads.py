@@ -19,6 +19,7 @@ from torch import Tensor
 from paragone import limits, paths
 from paragone.errors import UsageError
 from paragone.kernels import native
+from paragone.ops import pages
 
 BYTES = 24 << 20  # read in a measurement: more than nearest caches hold
 ROUNDS = 3
@@ -56,8 +57,8 @@ def threads() -> int:
 
 @contextlib.contextmanager
 def torch_on_one_thread() -> Iterator[None]:
-    """PyTorch's operations stay on the caller's thread meanwhile: after each that it spreads over threads of its
-    own these spin for milliseconds, on the processors that the kernels want next."""
+    """PyTorch's operations stay on the caller's thread meanwhile: after each that it spreads over threads of
+    its own these spin for milliseconds, on the processors that the kernels want next."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -138,7 +139,7 @@ def _candidates(processors: int) -> list[int]:
 def fastest(counts: Iterable[int]) -> int:
     """Of these numbers, in rising order, the one that reads and multiplies fastest; fewer where it is
     equal."""
-    memory = torch.ones(BYTES, dtype=torch.uint8)
+    memory = pages.empty((BYTES,), torch.uint8).fill_(1)
     best, least = 1, float("inf")
     for count in counts:
         native.read_rate(memory.data_ptr(), BYTES, count)  # the threads are started
@@ -152,7 +153,7 @@ def gains_by_pinning(count: int) -> bool:
     """Whether so many threads are clearly faster on processors of their own; measured in turn."""
     if count == 1:
         return False
-    memory = torch.ones(BYTES, dtype=torch.uint8)
+    memory = pages.empty((BYTES,), torch.uint8).fill_(1)
     spent: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(ROUNDS):
         for wanted, times in spent.items():
