@@ -67,6 +67,7 @@ CONNECTIONS: Final = 4_096
 BODIES_BYTES: Final = 256 * MIB  # of all requests that are being read or answered
 LOAD_SECONDS: Final = 900.0  # of a model, before those who wait for it are told
 QUEUE: Final = 256  # requests that wait beside those that run
+RETRY_SECONDS: Final = 3  # after which, at most, who was refused is to try again
 REQUEST_SECONDS: Final = 600.0
 DRAIN_SECONDS: Final = 30.0
 MESSAGES: Final = 1_024  # of a conversation

@@ -5,14 +5,17 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from paragone.engine import resources
 from paragone.engine.config import EngineConfig
 from paragone.engine.engine import Engine
+from paragone.engine.load import load_model
 from paragone.engine.params import SamplingParams
 from paragone.engine.request import Request
 from paragone.errors import ContextLengthExceeded
 from tests.engine.test_engine import one_decoder  # noqa: F401 -- a fixture
+from tests.real import SMOLLM2, path_of
 
 
 @pytest.fixture
@@ -77,6 +80,22 @@ def test_who_watches_does_no_harm(model):
     model.engine.on_step = broken
     with pytest.warns(UserWarning, match="on_step failed and is not called any more: made to fail"):
         assert len(model.generate("The sky is", max_tokens=4, ignore_eos=True).token_ids) == 4
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_pytorchs_threads_keep_out_of_the_kernels_way(precision):
+    """During a step of the kernels, and only then."""
+    model = load_model(path_of(SMOLLM2), SMOLLM2, precision)
+    before, during = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        engine = Engine(model.decoder, model.tokenizer)
+        engine.on_step = lambda _: during.append(torch.get_num_threads())
+        engine.run([Request(model.encode("The sky is"), SamplingParams(max_tokens=2))])
+        assert during == [1 if precision == "bf16" else 3] * 2
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_callback_may_abort_its_own_request(model):

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from paragone.errors import NotFound, UsageError
+from paragone.serve.errors import ApiError
 from paragone.serve.keys import Key, KeyRing, KeyStore, digest_of
 from paragone.serve.limiter import Limiter
 from paragone.serve.routes import ROUTES
@@ -262,6 +263,16 @@ def test_the_limiter_gives_back_what_it_took():
     limiter.count(key, 7, 4)
     with pytest.raises(Exception, match="10 tokens a minute"), limiter.admitted(key):
         pass
+
+
+def test_those_who_are_refused_together_do_not_come_back_together():
+    limiter = Limiter(0)
+    waits = []
+    for _ in range(100):
+        with pytest.raises(ApiError) as caught:
+            limiter.check()
+        waits.append(int(caught.value.headers["Retry-After"]))
+    assert set(waits) == {1, 2, 3}
 
 
 def test_tokens_of_requests_that_run_count_already():

@@ -1,5 +1,8 @@
 """The errors that clients see: always OpenAI's shape, never a path, a traceback or an address."""
 
+import random
+
+from paragone import limits
 from paragone.errors import (
     BadConfiguration,
     ContextLengthExceeded,
@@ -40,8 +43,10 @@ class ApiError(Exception):
         return {"error": error}
 
 
-def overloaded(what: str, seconds: int = 1) -> ApiError:
-    """503, with the time after which it is worth trying again."""
+def overloaded(what: str) -> ApiError:
+    """503, with the time after which it is worth trying again: not the same for all, or those who were refused
+    together would come back together."""
+    seconds = random.randint(1, limits.RETRY_SECONDS)
     return ApiError(503, "overloaded", what, headers={"Retry-After": str(seconds)})
 
 
