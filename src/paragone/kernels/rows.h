@@ -1,5 +1,6 @@
 // Products of a few tokens with bfloat16 rows as they lie. They are bound by reading the weight: each byte is read
-// once, in order, a block of rows at a time, and the next block is fetched while this one is multiplied.
+// once, a block of rows at a time, and the next block but one is fetched while this one is multiplied, line by line as
+// it lies: memory gives neighbours sooner than one line of every row.
 #pragma once
 
 #include "finish.h"
@@ -55,7 +56,7 @@ PARAGONE_INLINE void block(const uint16_t* w, long D, const Word* x, long words,
     VF sums[M][R] = {};
     long d = 0, word = 0;
     for (; d + STEP_NUMBERS <= D; d += STEP_NUMBERS, word += W) {
-        for (int r = 0; r < R; r++) __builtin_prefetch(w + r * D + d + R * D, 0, M == 1 ? 0 : 3);  // as packed.h does
+        for (int r = 0; r < R; r++) __builtin_prefetch(w + (2 * D + d) * R + r * STEP_NUMBERS, 0, 2);
         multiply_step<R, M>(sums, [&](int r) { return w + r * D + d; }, [&](int m) { return x + m * words + word; });
     }
     if (d < D) {
