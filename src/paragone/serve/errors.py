@@ -44,9 +44,9 @@ class ApiError(Exception):
 
 
 def overloaded(what: str) -> ApiError:
-    """503, with the time after which it is worth trying again: not the same for all, or those who were refused
-    together would come back together."""
-    seconds = random.randint(1, limits.RETRY_SECONDS)
+    """503, with the time after which it is worth trying again: not the same for all, or those who were
+    refused together would come back together."""
+    seconds = random.randint(1, limits.RETRY_SECONDS)  # noqa: S311 -- no secret
     return ApiError(503, "overloaded", what, headers={"Retry-After": str(seconds)})
 
 
