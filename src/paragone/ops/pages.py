@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 PAGE = 2 << 20  # bytes of a large one, on x86 and on ARM with pages of 4 KB
-CHUNK = 8 * PAGE  # shared by tensors that are smaller than half of it
+CHUNK = 8 * PAGE  # shared by tensors that are smaller than ALONE
+ALONE = PAGE
 ALIGNMENT = 64
 
 _lock = threading.Lock()
@@ -31,7 +32,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     nbytes = count * dtype.itemsize
     if not hasattr(mmap, "MADV_HUGEPAGE") or nbytes < PAGE // 64:
         return torch.empty(*shape, dtype=dtype)
-    if nbytes >= CHUNK // 2:
+    if nbytes >= ALONE:
         mapped, at, _ = _mapped(nbytes)
         return torch.frombuffer(mapped, dtype=dtype, count=count, offset=at).view(*shape)
     with _lock:
@@ -45,7 +46,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def _mapped(nbytes: int) -> tuple[mmap.mmap, int, int]:
     """Memory that begins at a large page: the mapping, and from where to where in it. The tensors keep it."""
     mapped = mmap.mmap(-1, nbytes + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them: small ones do
-        mapped.madvise(mmap.MADV_HUGEPAGE)
     first = -torch.frombuffer(mapped, dtype=torch.uint8).data_ptr() % PAGE
+    with contextlib.suppress(OSError):  # a kernel without them: small ones do
+        # Whole ones only: behind the end of what is asked for, memory would be taken for nothing.
+        mapped.madvise(mmap.MADV_HUGEPAGE, first, nbytes // PAGE * PAGE)
     return mapped, first, first + nbytes
