@@ -61,6 +61,11 @@ def test_without_large_pages(monkeypatch):
     assert pages.empty((2, pages.CHUNK), torch.uint8).shape == (2, pages.CHUNK)
 
 
+def test_memory_that_there_is_not():
+    with pytest.raises(MemoryError, match="bytes: Cannot allocate memory"):
+        pages.empty((1 << 62,), torch.uint8)
+
+
 def test_memory_goes_with_its_tensors():
     def mapped():
         lines = Path("/proc/self/status").read_text().splitlines()
