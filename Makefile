@@ -23,9 +23,10 @@ $(VENV)/run: $(SOURCES) $(VENV)/pip
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[report,serve]'
 	@touch $@
 
-$(VENV)/dev: $(SOURCES) $(VENV)/run
+# All at once, or the kernels would be compiled twice.
+$(VENV)/dev: $(SOURCES) $(VENV)/pip
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+	@touch $(VENV)/run $@
 
 run: $(VENV)/run  ## set up, fetch two small models, compare them and say which to take
 	@$(BIN)/paragone compare
