@@ -146,12 +146,12 @@ def main(rounds: int, write: bool) -> None:
         *table(["weights", "MB a token", "GB/s decoding", "GB/s reading", "share"], shares),
         "",
         f"On registers alone the machine makes {own('int8_tops'):.2f} TOP/s with bytes and",
-        f"{own('bf16_tflops'):.2f} TFLOP/s with pairs of bfloat16. From exec to the first token:",
+        f"{own('bf16_tflops'):.2f} TFLOP/s with bfloat16 weights. From exec to the first token:",
         f"{start[0]} s (llama.cpp {start[1]} s, vLLM {start[2]} s).",
     ]
     print("\n".join(lines))
     if write:
-        write_section(PAGE, "The kernels beside llama.cpp", lines)
+        write_section(PAGE, f"The kernels beside llama.cpp ({here['kernels']})", lines)
     print(json.dumps(line))
 
 

@@ -219,7 +219,7 @@ def main(rounds: int, seconds: float, write: bool) -> None:
     ]  # fmt: skip
     print("\n".join(lines))
     if write:
-        write_section(PAGE, "The server", lines)
+        write_section(PAGE, f"The server ({here['kernels']})", lines)
     line = {f"http_share_{n}": ratio(n, "engine") for n in CLIENTS}
     line |= {f"seq{n}_vs_vllm_serve": ratio(n, "vLLM") for n in (16, 64)}
     line |= {f"seq{n}_vs_llama_server": ratio(n, "llama.cpp") for n in (16, 64)}

@@ -57,12 +57,25 @@ LOADS: tuple[tuple[Precision, tuple[str, ...], str], ...] = (
 )
 
 
-def make(folder: Path) -> None:
-    """Writes the folder. Every tensor is a window of its own into one long run of random numbers."""
-    import torch
-
+def make(folder: Path, *, numbers: bool = True) -> None:
+    """Writes the folder. Every tensor is a window of its own into one long run of random numbers; or a hole
+    in the file, which reads as zeros."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    shards = [{f"model.layers.{i}.{k}.weight": v for k, v in LAYER.items()} for i in range(32)]
+    shards.append({f"{k}.weight": v for k, v in OUTER.items()})
+    noise = _noise() if numbers else None
+    index: dict[str, str] = {}
+    for number, shapes in enumerate(shards):
+        name = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        index |= dict.fromkeys(shapes, name)
+        _write_shard(folder / name, shapes, noise, number)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def _noise() -> mmap.mmap:
+    import torch
+
     longest = 32000 * 4096 * 2
     noise = mmap.mmap(-1, longest + 512 * BLOCK)  # aligned, so that it can go to the disk past the cache
     numbers = torch.frombuffer(noise, dtype=torch.bfloat16)
@@ -71,18 +84,10 @@ def make(folder: Path) -> None:
     for at in range(0, len(numbers), step):
         part = numbers[at : at + step]
         part.copy_(torch.randn(len(part), generator=generator) / 64)
-    shards = [{f"model.layers.{i}.{k}.weight": v for k, v in LAYER.items()} for i in range(32)]
-    shards.append({f"{k}.weight": v for k, v in OUTER.items()})
-    index: dict[str, str] = {}
-    for number, shapes in enumerate(shards):
-        name = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        index |= dict.fromkeys(shapes, name)
-        _write_shard(folder / name, shapes, noise, number)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    del numbers, part
+    return noise
 
 
-def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], noise: mmap.mmap, seed: int) -> None:
+def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], noise: mmap.mmap | None, seed: int) -> None:
     header: dict[str, Any] = {}
     end = 0
     for name, shape in shapes.items():
@@ -100,6 +105,9 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]], noise: mmap.mma
         file = os.open(path, flags)
     try:
         _write_all(file, memoryview(first))
+        if noise is None:
+            os.ftruncate(file, len(first) + end)
+            return
         for at, entry in enumerate(header.values()):
             begin, stop = entry["data_offsets"]
             shift = (seed * len(LAYER) + at) % 512 * BLOCK

@@ -13,10 +13,10 @@ from paragone.engine.inspect import inspect_model
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("seven") / "model"
     try:
-        make(path)
+        make(path, numbers=False)
         yield path
     finally:
-        shutil.rmtree(path.parent)  # pytest would keep the 14.5 GB of three runs
+        shutil.rmtree(path.parent)  # pytest would keep the files of three runs
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")

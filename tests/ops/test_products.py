@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paragone.ops.packed import PackedMatrix, Packing
-from paragone.quant.rtn import INT4, INT8, quantize_int4, quantize_int8
+from paragone.quant.rtn import INT4, INT8, put_rounded, quantize_int4, quantize_int8
 from tests.ops.plans import FORMATS, PAIRS, SHAPES, inputs, linear, random_packed, run
 
 
@@ -51,6 +51,21 @@ def test_rounding_to_nearest(quantize, shape):
     matrix.put(0, *function(weight))
     off = (matrix.dequantize() - weight).abs().amax(1) / weight.abs().amax(1)
     assert off.max() <= most
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [0, 1e-30, 1e-6, 1, 1e3, 1e30])
+@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4])
+def test_the_kernels_round_as_the_reference_does(quantize, size, dtype):
+    packing = INT8 if quantize is quantize_int8 else INT4
+    for shape in [*SHAPES, (1, 1), (3, 31), (17, 33)]:
+        weight = (torch.randn(shape) * torch.logspace(-4, 1, shape[0])[:, None] * size).to(dtype)
+        if not weight.isfinite().all():
+            continue  # more than float16 holds
+        want, got = PackedMatrix(*shape, packing), PackedMatrix(*shape, packing)
+        want.put(0, *quantize(weight))
+        put_rounded(got, 0, weight)
+        assert torch.equal(got.dequantize(), want.dequantize())
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 9, 40])

@@ -47,15 +47,14 @@ def test_usage_in_a_stream_only_where_it_is_asked_for(server):
     plain = server.chat(**FIXED, stream=True).events
     assert all("usage" not in event for event in plain)
     options = {"include_usage": True}
-    asked = server.chat(**FIXED, stream=True, stream_options=options).events
+    asked = server.chat(**FIXED, ignore_eos=True, stream=True, stream_options=options).events
     assert asked[-1]["choices"] == []
     usage = asked[-1]["usage"]
     assert usage["completion_tokens"] == 8
     assert usage["total_tokens"] == usage["prompt_tokens"] + 8
     assert all(event["usage"] is None for event in asked[:-1])
-    always = server.chat(
-        **FIXED, stream=True, stream_options=options | {"continuous_usage_stats": True}
-    ).events
+    options["continuous_usage_stats"] = True
+    always = server.chat(**FIXED, ignore_eos=True, stream=True, stream_options=options).events
     counts = [event["usage"]["completion_tokens"] for event in always]
     assert counts == sorted(counts)
     assert counts[-1] == 8

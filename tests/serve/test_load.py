@@ -17,7 +17,8 @@ def resident(pid):
 
 
 def test_mixed_traffic(tiny_folder):
-    with serving(f"tiny={tiny_folder}:bf16", "--kv-cache-mb", "64", model="tiny") as server:
+    # A small cache: its pages come into memory as they are used for the first time.
+    with serving(f"tiny={tiny_folder}:bf16", "--kv-cache-mb", "8", model="tiny") as server:
         statuses: list[int] = []
         over = threading.Event()
 

@@ -88,9 +88,8 @@ void Attend::single(Run& run, Own& own, long task, long runs) const {
         const Single& other = run.step.singles[next];
         Slots others = slots(run, other.part, (task + 1) % spec_.K);
         long block = pool.firsts[other.row] / spec_.block_size;
-        own_slots.then = others.keys;
-        own_slots.then_table = others.table + block;
-        own_slots.then_blocks = (pool.lasts[other.row] - 1) / spec_.block_size - block + 1;
+        own_slots.then = {others.keys, others.table + block,
+                          (pool.lasts[other.row] - 1) / spec_.block_size - block + 1};
     }
     best.attend(q, group, own_slots, from + first, std::min(RUN, seen - first), E, scoring(run, k),
                 own.floats.data() + each, sums, largest, totals);

@@ -37,13 +37,6 @@ template <class T> struct Run {
     }
 };
 
-// What is read after a text's last block: so many blocks.
-struct After {
-    const uint8_t* base;
-    const int32_t* table;
-    long blocks;
-};
-
 // The slots from `at` on that lie in one block, of `most` in all. The next block but one comes meanwhile: blocks lie
 // anywhere, and each takes less long than memory does.
 template <class T>
@@ -105,9 +98,8 @@ static void scores_of(const float* q, const Slots& slots, long first, long S, lo
 template <class T, int G, int N>
 static void mix(const float* weights, long stride, const Slots& slots, long first, long S, long E, long e, float* out) {
     VF sums[G][N] = {};
-    After keys{slots.then, slots.then_table, slots.then_blocks};
     for (long s = 0; s < S;) {
-        Run<T> run = run_at<T>(slots.values, slots, first + s, S - s, keys);
+        Run<T> run = run_at<T>(slots.values, slots, first + s, S - s, slots.then);
         for (long i = 0; i < run.count; i++) {
             const T* value = run[i];
             run.fetch(i, 1);

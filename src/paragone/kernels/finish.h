@@ -13,12 +13,17 @@ PARAGONE_INLINE void finish(const Out& to, long m, long n, long count, const flo
     for (long i = 0; i < count; i++) y[i] = out[i] + (bias ? bias[i] : 0.0f) + (to.add ? y[i] : 0.0f);
 }
 
+// The same, out of the way: each tile of sums ends in it, and seldom takes it.
+static __attribute__((noinline)) void finish_rest(const Out& to, long m, long n, long count, const float* out) {
+    finish(to, m, n, count, out);
+}
+
 // The same of N registers, of which the last ones need not be needed.
 template <int N> PARAGONE_INLINE void finish(const Out& to, long m, long n, long count, const VF (&out)[N]) {
     if (count < N * W) {
         float all[N * W];
         for (int i = 0; i < N; i++) store(all + i * W, out[i]);
-        finish(to, m, n, count, all);
+        finish_rest(to, m, n, count, all);
         return;
     }
     float* y = to.y + m * to.stride + n;

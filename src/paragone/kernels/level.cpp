@@ -1,9 +1,10 @@
 // Compiled once for every instruction level, which the build names in PARAGONE_LEVEL and PARAGONE_TABLE.
 #include "attention.h"
 #include "flash.h"
-#include "packed.h"
+#include "packed_linear.h"
 #include "panels.h"
 #include "peak.h"
+#include "round.h"
 #include "rows.h"
 #include "rowwise.h"
 
@@ -28,6 +29,7 @@ const Kernels PARAGONE_TABLE = {
     attend_many,
     attend_room,
     narrow_all,
+    round_row,
     quantize_slot,
     multiply,
     read_lines,

@@ -1,5 +1,6 @@
 // The binding. Addresses come from Python; callers check shapes, types and layouts, and nothing is checked here.
 #include <algorithm>
+#include <cstring>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -92,6 +93,31 @@ void pack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float
                                                                       at<float>(scales), at<float>(minima));
 }
 
+// Rows order[0], order[1], ... of a matrix of float32 or bfloat16, quantised, become rows `first` and on.
+void round_rows(uintptr_t panels, long D, int bits, float unit, long first, long count, uintptr_t rows,
+                uintptr_t order, bool bfloat16, int threads) {
+    Packing packing{at<uint8_t>(panels), D, bits, bits == 4, false, unit};
+    Team& team = Team::shared();
+    team.run(threads, [&](int) {
+        std::vector<float> row(D), scales(D / 32 + 1), minima(D / 32 + 1);
+        std::vector<uint8_t> codes(D);
+        for (long task; (task = team.next()) * 16 < count;)
+            for (long r = task * 16; r < std::min(count, task * 16 + 16); r++) {
+                long from = at<int64_t>(order)[r];
+                const uint8_t* x = at<uint8_t>(rows) + from * D * (bfloat16 ? 2 : 4);  // it need not be aligned
+                if (!bfloat16) std::memcpy(row.data(), x, D * sizeof(float));
+                for (long d = 0; bfloat16 && d < D; d++) {
+                    uint16_t half;
+                    std::memcpy(&half, x + 2 * d, sizeof half);
+                    uint32_t word = (uint32_t)half << 16;
+                    std::memcpy(&row[d], &word, sizeof word);
+                }
+                best.round_row(row.data(), D, bits, unit, codes.data(), scales.data(), minima.data());
+                packing.put(first + r, 1, codes.data(), scales.data(), minima.data());
+            }
+    });
+}
+
 // Rows order[0], order[1], ... of a tensor of one of GGUF's types become rows `first` and on.
 void repack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, long first, long count,
             const std::string& name, uintptr_t raw, uintptr_t order, int threads) {
@@ -134,6 +160,7 @@ NB_MODULE(_native, m) {
     m.attr("pairs") = best.pairs;
     auto released = nb::call_guard<nb::gil_scoped_release>();
     m.def("pack", &pack, released);
+    m.def("round_rows", &round_rows, released);
     m.def("unpack", &unpack);
     m.def("repacks", [](const std::string& name) { return gguf_type(name) != nullptr; });
     m.def("repack", &repack, released);

@@ -4,17 +4,15 @@
 #include <cmath>
 #include <cstring>
 
-namespace {
-
-// To the nearest float16, ties to even; too large ones to the largest.
-uint16_t half(float x) {
+uint16_t to_half(float x) {
     uint32_t bits;
-    float size = std::min(std::fabs(x), 65504.0f) * 0x1p-112f;  // the exponents differ by 112
+    float size = std::min(std::fabs(x), 65504.0f);
+    bool subnormal = size < 0x1p-14f;
+    if (subnormal) size += 0.5f;  // whose last place is the smallest float16: it rounds once
     std::memcpy(&bits, &size, 4);
-    return (uint16_t)((bits + 0xfff + (bits >> 13 & 1)) >> 13 | (std::signbit(x) ? 0x8000 : 0));
+    uint32_t code = subnormal ? bits - 0x3f000000 : (bits - (112 << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+    return (uint16_t)(code | (std::signbit(x) ? 0x8000 : 0));
 }
-
-}  // namespace
 
 float from_half(uint16_t h) {
     uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
@@ -44,8 +42,8 @@ void Packing::put(long first, long count, const uint8_t* codes, const float* sca
             uint16_t* to = (uint16_t*)(block + code_bytes);
             for (long g = 0; g < each; g++) {
                 bool there = b * each + g < groups;
-                to[g * 16 + lane] = there ? half(scales[b * each + g] / unit) : 0;
-                if (has_minimum) to[(each + g) * 16 + lane] = there ? half(minima[b * each + g] / unit) : 0;
+                to[g * 16 + lane] = there ? to_half(scales[b * each + g] / unit) : 0;
+                if (has_minimum) to[(each + g) * 16 + lane] = there ? to_half(minima[b * each + g] / unit) : 0;
             }
         }
         if (has_minimum) minima += groups;

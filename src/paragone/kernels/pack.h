@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+// To the nearest float16, ties to even; too large ones to the largest.
+uint16_t to_half(float x);
 // float16, not a number and infinity left out.
 float from_half(uint16_t h);
 

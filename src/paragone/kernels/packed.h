@@ -1,5 +1,5 @@
-// Weights in four or eight bits, laid out for instructions that multiply four bytes in each lane, and their
-// products with activations in eight bits.
+// Weights in four or eight bits, laid out for instructions that multiply four bytes in each lane, and what their
+// products with activations in eight bits are made of.
 //
 // Sixteen rows are a panel; a lane is a row. A panel is a run of blocks of 64 inputs: codes, then scales, then, in
 // asymmetric formats, minima: weight = scale * (code - CENTER) + minimum. Codes are unsigned; the four inputs of a
@@ -12,12 +12,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tiles.h"
+#include "table.h"
+#include "vec.h"
 
 namespace PARAGONE_LEVEL {
 
 constexpr long BLOCK = 64;    // inputs
-constexpr int QUADS = 8;      // runs of four inputs in a half of a block
 constexpr long LINE = 64;     // bytes that memory gives at a time
 constexpr long AHEAD = 2048;  // bytes that a single token fetches before it needs them
 
@@ -112,170 +112,19 @@ template <bool ONCE> struct Coming {
     }
 };
 
-// Panels [p, p + P) by tokens [m, m + M).
-template <int BITS, bool MINIMUM, bool FINE, int P, int M, bool ONCE>
-static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming<ONCE>& coming) {
-    constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
-    constexpr bool CENTERED = BITS == 8 || !MINIMUM;
-    long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = blocks * SIZE;
-    const uint8_t* panel = weight.panels + p * stride;
-    x += m * blocks;
-    VF sums[M][P * V] = {};
-    for (long b = 0; b < blocks; b++, panel += SIZE, x++) {
-        coming.fetch_some();
-        for (int half = 0; half < 2; half++) {
-            VI whole[M][P * V];
-#pragma GCC unroll 2
-            for (int quarter = 0; quarter < 2; quarter++) {
-                Quarter<BITS, MINIMUM, FINE, P> w;
-                w.fetch(panel, stride, half, quarter);
-#pragma GCC unroll 8
-                for (int i = 0; i < M; i++) {
-                    const Quantised& token = x[i * blocks];
-                    if (FINE || quarter == 0) {
-                        // Codes less their center, times x: what the center gives is where the sum begins.
-                        const int32_t* start = (BITS == 4 ? token.start8 : token.start128) + 2 * half;
-                        VI begin = {};
-                        if constexpr (CENTERED) begin = splat_word(start + (FINE ? 0 : 1));
-                        if (CENTERED && quarter == 1) begin = splat_word(start + 1) - begin;
-#pragma GCC unroll 8
-                        for (int q = 0; q < P * V; q++) whole[i][q] = begin;
-                    }
-#pragma GCC unroll 4
-                    for (int quad = 0; quad < 4; quad++) {
-                        VI four = splat_word(token.codes + half * 32 + quarter * 16 + 4 * quad);
-#pragma GCC unroll 8
-                        for (int q = 0; q < P * V; q++) whole[i][q] = dot_quads(whole[i][q], w.codes[quad][q], four);
-                    }
-                    if (!FINE && quarter == 0) continue;
-                    const float* totals = token.totals + 2 * half;
-                    float total = FINE ? quarter ? totals[1] - totals[0] : totals[0] : totals[1];
-#pragma GCC unroll 8
-                    for (int q = 0; q < P * V; q++) {
-                        sums[i][q] += __builtin_convertvector(whole[i][q], VF) * (w.scales[q] * token.scales[half]);
-                        if constexpr (MINIMUM) sums[i][q] += w.minima[q] * total;
-                    }
-                }
-            }
-        }
+// A token's side of one scale of a block, which is for a half of it, or for a quarter where `FINE`.
+template <int BITS, bool MINIMUM, bool FINE> struct Share {
+    int32_t start = 0;  // of the sum of products: codes are taken less their center
+    float scale, total;
+
+    PARAGONE_MEMBER Share(const Quantised& x, int part) {
+        const int32_t* starts = BITS == 4 ? x.start8 : x.start128;
+        int half = FINE ? part / 2 : part, whole = 2 * half + 1;
+        scale = x.scales[half];
+        total = FINE ? part % 2 ? x.totals[whole] - x.totals[whole - 1] : x.totals[whole - 1] : x.totals[whole];
+        if constexpr (BITS == 8 || !MINIMUM)
+            start = FINE ? part % 2 ? starts[whole] - starts[whole - 1] : starts[whole - 1] : starts[whole];
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < M; i++) {
-#pragma GCC unroll 8
-        for (int q = 0; q < P * V; q++) sums[i][q] *= weight.unit;
-        finish(to, m + i, p * PANEL, std::min(P * PANEL, weight.rows - p * PANEL), sums[i]);
-    }
-}
-
-#if PARAGONE_TILES
-constexpr long TOKENS = 4 * TILE_ROWS;  // whose sums with a panel are made at once
-
-// A panel by M tokens, with tiles. The sums are those of panels_tile, to the bit.
-template <int BITS, bool MINIMUM, bool FINE>
-static void panel_tiles(const Packed& weight, long p, const Quantised* x, long M, const Out& to) {
-    constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE), INPUTS = FINE ? 16 : 32;  // of one scale
-    constexpr bool CENTERED = BITS == 8 || !MINIMUM;
-    long blocks = (weight.D + BLOCK - 1) / BLOCK;
-    TileShapes shapes;
-    for (int tile = 0; tile < 4; tile++) shapes.set(tile, TILE_ROWS, 64);
-    shapes.set(4, TILE_ROWS, INPUTS);
-    shapes.set(5, INPUTS / 4, 64);
-    TileUse use(shapes);
-    alignas(64) int32_t whole[TOKENS][PANEL];
-    alignas(64) uint8_t codes[INPUTS / 4][64], rest[TILE_ROWS][INPUTS];
-    for (long m = 0; m < M; m += TOKENS) {
-        long tokens = std::min(TOKENS, M - m);
-        VF sums[TOKENS] = {};
-        for (long b = 0; b < blocks; b++) {
-            const uint8_t* block = weight.panels + (p * blocks + b) * SIZE;
-            const Quantised* token = x + m * blocks + b;
-            for (int part = 0; part < BLOCK / INPUTS; part++) {
-                int half = FINE ? part / 2 : part, quarter = FINE ? part % 2 : 0;
-                Quarter<BITS, MINIMUM, FINE, 1> w;
-                for (int i = 0; i < INPUTS / 16; i++) {
-                    w.fetch(block, 0, half, quarter + i);
-                    std::memcpy(codes[4 * i], w.codes, sizeof w.codes);
-                }
-                // Sixteen tokens' codes: where they lie, or without reading behind the last.
-                auto inputs = [&](long t) -> const void* {
-                    if (t + TILE_ROWS <= tokens) return token[t * blocks].codes + part * INPUTS;
-                    for (long i = t; i < tokens; i++)
-                        std::memcpy(rest[i - t], token[i * blocks].codes + part * INPUTS, INPUTS);
-                    return rest;
-                };
-                auto stride = [&](long t) { return t + TILE_ROWS <= tokens ? blocks * (long)sizeof *token : INPUTS; };
-                TILE_LOAD(5, codes, 64);
-#define PARAGONE_MULTIPLY(tile)     if (tile * TILE_ROWS < tokens) {         TILE_ZERO(tile);         const void* a = inputs(tile * TILE_ROWS);         TILE_LOAD(4, a, stride(tile * TILE_ROWS));         TILE_DOT_QUADS(tile, 4, 5);         TILE_STORE(tile, whole[tile * TILE_ROWS], 64);     }
-                PARAGONE_MULTIPLY(0)
-                PARAGONE_MULTIPLY(1)
-                PARAGONE_MULTIPLY(2)
-                PARAGONE_MULTIPLY(3)
-#undef PARAGONE_MULTIPLY
-                for (long i = 0; i < tokens; i++) {
-                    const Quantised& t = token[i * blocks];
-                    const int32_t* start = (BITS == 4 ? t.start8 : t.start128) + 2 * half;
-                    const float* totals = t.totals + 2 * half;
-                    VI sum = load_words(whole[i]);
-                    if constexpr (CENTERED) sum += FINE ? quarter ? start[1] - start[0] : start[0] : start[1];
-                    sums[i] += __builtin_convertvector(sum, VF) * (w.scales[0] * t.scales[half]);
-                    float total = FINE ? quarter ? totals[1] - totals[0] : totals[0] : totals[1];
-                    if constexpr (MINIMUM) sums[i] += w.minima[0] * total;
-                }
-            }
-        }
-        for (long i = 0; i < tokens; i++) {
-            VF out[1] = {sums[i] * weight.unit};
-            finish(to, m + i, p * PANEL, std::min(PANEL, weight.rows - p * PANEL), out);
-        }
-    }
-}
-#endif
-
-constexpr int TILE = 4;                         // tokens
-constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums and codes as fit into the registers
-
-template <int BITS, bool MINIMUM, bool FINE>
-static void panels_times(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
-    constexpr long LINES = block_bytes(BITS, MINIMUM, FINE) / LINE;  // of a block of one panel
-    long stride = (w.D + BLOCK - 1) / BLOCK * LINES * LINE, p = first;
-    if (M == 1) {
-        for (; p < last; p++) {
-            const uint8_t* from = w.panels + p * stride + AHEAD;
-            Coming<true> coming{from, from + stride, LINES};
-            panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, p, x, 0, to, coming);
-        }
-        return;
-    }
-    // While all tokens pass these panels, the next ones come.
-    auto tokens = [&]<int P>(long p) {
-        const uint8_t* from = w.panels + (p + P) * stride;
-        long m = 0, tiles = M / TILE + M % TILE / 2 + M % 2;
-        Coming<false> coming{from, from + P * stride, (P * LINES + tiles - 1) / tiles};
-        for (; m + TILE <= M; m += TILE) panels_tile<BITS, MINIMUM, FINE, P, TILE>(w, p, x, m, to, coming);
-        if (m + 2 <= M) {
-            panels_tile<BITS, MINIMUM, FINE, P, 2>(w, p, x, m, to, coming);
-            m += 2;
-        }
-        if (m < M) panels_tile<BITS, MINIMUM, FINE, P, 1>(w, p, x, m, to, coming);
-    };
-#if PARAGONE_TILES
-    if (M >= TILE_ROWS)
-        for (; p < last; p++) panel_tiles<BITS, MINIMUM, FINE>(w, p, x, M, to);
-#endif
-    if (M >= TILE)
-        for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) tokens.template operator()<TILE_WIDTH>(p);
-    for (; p < last; p++) tokens.template operator()<1>(p);
-}
-
-// Panels [first, last) of the weight by M tokens.
-static void packed_linear(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
-    auto run = w.bits == 4 ? w.has_minimum ? w.fine ? panels_times<4, true, true> : panels_times<4, true, false>
-                             : w.fine      ? panels_times<4, false, true>
-                                           : panels_times<4, false, false>
-               : w.has_minimum ? w.fine ? panels_times<8, true, true> : panels_times<8, true, false>
-               : w.fine        ? panels_times<8, false, true>
-                               : panels_times<8, false, false>;
-    run(w, first, last, x, M, to);
-}
+};
 
 }  // namespace PARAGONE_LEVEL

@@ -9,9 +9,10 @@
 
 namespace PARAGONE_LEVEL {
 
-constexpr int TILE_PANELS = 2;              // panels and tokens of one tile: as many sums as fit into the registers
-constexpr int TILE_TOKENS = PARAGONE_TILES ? 32 : W == 16 ? 8 : W == 8 ? 2 : 1;
-constexpr long DEPTH = 1024;                // words of a panel that stay in a near cache
+constexpr int TILE_PANELS = 2;  // that are brought at once
+constexpr int TOGETHER = W == 8 ? 1 : 2;  // panels and tokens of one tile: as many sums as fit into the registers
+constexpr int TILE_TOKENS = PARAGONE_TILES ? 32 : W == 16 ? 8 : W == 8 ? 6 : 1;
+constexpr long DEPTH = W == 16 ? 1024 : 256;  // words of a panel that stay in a near cache
 static_assert(TILE_PANELS * PANEL == PANEL_ROWS);
 
 PARAGONE_INLINE VI interleave(VI a, VI b, bool high) {
@@ -108,17 +109,23 @@ static void panels_by_tokens(const Word* panels, long stride, long words, const 
 #if PARAGONE_TILES
     tiles_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count);
 #else
-    auto some = [&]<int COUNT>(long m) {
-        tile<P, COUNT>(panels, stride, words, x + m * x_stride, x_stride, to, m, first, count);
+    auto pass = [&]<int WIDE>(const Word* panel, long from, long here) {
+        auto some = [&]<int COUNT>(long m) {
+            tile<WIDE, COUNT>(panel, stride, words, x + m * x_stride, x_stride, to, m, from, here);
+        };
+        long m = 0;
+        for (; m + TILE_TOKENS <= M; m += TILE_TOKENS) some.template operator()<TILE_TOKENS>(m);
+        if constexpr (TILE_TOKENS > 4)
+            if (m + 4 <= M) {
+                some.template operator()<4>(m);
+                m += 4;
+            }
+        for (; m < M; m++) some.template operator()<1>(m);
     };
-    long m = 0;
-    for (; m + TILE_TOKENS <= M; m += TILE_TOKENS) some.template operator()<TILE_TOKENS>(m);
-    if constexpr (TILE_TOKENS > 4)
-        if (m + 4 <= M) {
-            some.template operator()<4>(m);
-            m += 4;
-        }
-    for (; m < M; m++) some.template operator()<1>(m);
+    constexpr int WIDE = std::min(P, TOGETHER);
+    for (int p = 0; p < P; p += WIDE)
+        pass.template operator()<WIDE>(panels + p * stride, first + p * PANEL,
+                                       std::min(count - p * PANEL, WIDE * PANEL));
 #endif
 }
 

@@ -5,7 +5,7 @@
 
 namespace PARAGONE_LEVEL {
 
-constexpr int CHAINS = 12;  // of dependent products, side by side
+constexpr int CHAINS = W == 16 ? 12 : 8;  // of dependent products, side by side: they fit into the registers
 
 // Returns how many operations it were, a product and a sum being two.
 static long multiply(bool integers, long rounds) {
@@ -17,7 +17,12 @@ static long multiply(bool integers, long rounds) {
         sums[c] = (VF)whole[c];
     }
     for (long r = 0; integers && r < rounds; r++)
-        for (int c = 0; c < CHAINS; c++) whole[c] = dot_quads(whole[c], x, x);
+        for (int c = 0; c < CHAINS; c++)
+#if PARAGONE_LANES > 4
+            whole[c] = QUADS ? dot_quads(whole[c], x, x) : (VI)((VT)whole[c] + dot_bytes(x = in_turn(x), x));
+#else
+            whole[c] = dot_quads(whole[c], x, x);
+#endif
     for (long r = 0; !integers && r < rounds; r++)
         for (int c = 0; c < CHAINS; c++)
 #if defined(__AVX512BF16__)

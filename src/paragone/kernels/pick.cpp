@@ -4,8 +4,10 @@
 #include <cstring>
 #include <vector>
 
-#if defined(PARAGONE_AMX)
+#if defined(PARAGONE_X86)
 #include <cpuid.h>
+#endif
+#if defined(PARAGONE_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -14,16 +16,16 @@
 
 namespace {
 
-#if defined(PARAGONE_BF16)
-// Whether a level gives the same products as another: what is made for tiles was written without a processor that
-// has them, and is not taken on trust.
+#if defined(PARAGONE_X86)
+// Whether a level gives the same products as another: what was written without a processor that has its instructions is
+// not taken on trust.
 bool agree(const Kernels& level, const Kernels& other) {
     constexpr long D = 128, M = 40, BYTES = 64 * 16 / 2 + 2 * 16 * 2;  // of a block in four bits
     uint32_t state = 1;
     auto next = [&] { return (float)((state = state * 1664525 + 1013904223) >> 8) / (1 << 24) - 0.5f; };
     alignas(64) static uint8_t panel[D / 64 * BYTES];
     alignas(64) static Quantised quantised[M * D / 64];
-    alignas(64) static Word words[M * D / 2], room[PANEL_ROWS * D];
+    alignas(64) static Word words[M * D], room[PANEL_ROWS * D];
     alignas(64) static uint16_t rows[PANEL_ROWS * D];
     alignas(64) static float x[M * D], y[2][M * PANEL_ROWS], z[2][M * 16];
     for (float& number : x) number = next();
@@ -33,7 +35,7 @@ bool agree(const Kernels& level, const Kernels& other) {
                                        : i % 2 ? 0x34 : (uint8_t)i;  // scales of about a quarter
     for (long m = 0; m < M; m++) {
         other.quantize_inputs(x + m * D, D, quantised + m * D / 64);
-        other.to_words(x + m * D, D, words + m * D / 2);
+        other.to_words(x + m * D, D, words + m * (other.pairs ? D / 2 : D));
     }
     for (long i = 0; i < PANEL_ROWS * D; i += D) {
         float row[D];
@@ -50,6 +52,13 @@ bool agree(const Kernels& level, const Kernels& other) {
     return !std::memcmp(z[0], z[1], sizeof z[0]);
 }
 
+#endif
+
+#if defined(PARAGONE_AVX_VNNI)
+bool has_avx_vnni() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
 #endif
 
 #if defined(PARAGONE_AMX)
@@ -88,8 +97,12 @@ std::vector<const Kernels*> find_levels() {
 #endif
         here.push_back(&KERNELS_AVX512);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+#if defined(PARAGONE_AVX_VNNI)
+        if (has_avx_vnni() && agree(KERNELS_AVX_VNNI, KERNELS_AVX2)) here.push_back(&KERNELS_AVX_VNNI);
+#endif
         here.push_back(&KERNELS_AVX2);
+    }
 #endif
     here.push_back(&KERNELS_BASE);
     return here;

@@ -8,8 +8,8 @@
 namespace PARAGONE_LEVEL {
 
 constexpr int ROWS = W == 16 ? 8 : 4;       // rows of a block for one token: as many sums as fit into the registers
-constexpr int FEW_ROWS = ROWS / 2;          // and for several
-constexpr int SHARERS = PAIRS ? 6 : 4;      // tokens that share one reading of a block from the nearest cache
+constexpr int FEW_ROWS = W == 8 ? 4 : ROWS / 2;         // and for several
+constexpr int SHARERS = PAIRS ? 6 : W == 8 ? 3 : 4;     // tokens that share one reading of a block from the nearest cache
 
 // The sums of R vectors, added in the same order whatever R is.
 template <int R> PARAGONE_INLINE void sum_each(const VF (&v)[R], float (&out)[R]) {
@@ -38,14 +38,14 @@ PARAGONE_INLINE void multiply_step(VF (&sums)[M][R], Weights weights, Tokens tok
         for (int r = 0; r < R; r++) sums[m][r] = dot_pairs(sums[m][r], w[r], x);
     }
 #else
-    VF w[R];
+    VF x[M];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) w[r] = load(weights(r));
+    for (int m = 0; m < M; m++) x[m] = load((const float*)tokens(m));
 #pragma GCC unroll 8
-    for (int m = 0; m < M; m++) {
-        VF x = load((const float*)tokens(m));
+    for (int r = 0; r < R; r++) {
+        VF w = load(weights(r));
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sums[m][r] += w[r] * x;
+        for (int m = 0; m < M; m++) sums[m][r] += w * x[m];
     }
 #endif
 }
@@ -79,10 +79,10 @@ static void rows_by_tokens(const uint16_t* w, long row, long D, const Word* x, l
         for (int i = 0; i < COUNT; i++) finish(to, m + i, row, R, out[i]);
     };
     long m = 0;
-    if constexpr (R < ROWS || FEW_ROWS == ROWS)
+    if constexpr (R < ROWS || FEW_ROWS == ROWS) {
         for (; m + SHARERS <= M; m += SHARERS) some.template operator()<SHARERS>(m);
-    if constexpr (R < ROWS)
         for (; m + 2 <= M; m += 2) some.template operator()<2>(m);
+    }
     for (; m < M; m++) some.template operator()<1>(m);
 }
 

@@ -39,17 +39,22 @@ struct alignas(64) Quantised {
 // float. The last word is padded with zero.
 typedef uint32_t Word;
 
+// What is read after a text's last block: so many blocks of another table.
+struct After {
+    const uint8_t* base = nullptr;
+    const int32_t* table = nullptr;
+    long blocks = 0;
+};
+
 // Where one head's slots lie, `row` bytes each: in blocks of `size`, slot s in block table[s / size], and the
 // blocks `stride` bytes apart. A slot is E numbers in bfloat16, or E int8 codes and a bfloat16 scale behind them.
-// `then` are the keys that are read next: so many blocks of another table, where that is known.
+// `then` are the keys that are read next, where that is known.
 struct Slots {
     const uint8_t *keys, *values;
     const int32_t* table;
     long size, stride, row;
     bool eight_bit;
-    const uint8_t* then = nullptr;
-    const int32_t* then_table = nullptr;
-    long then_blocks = 0;
+    After then{};
 };
 
 // What is done to scores: capped by softcap * tanh(score / softcap) unless that is 0; then, of query h and slot s,
@@ -97,6 +102,8 @@ struct Kernels {
     void (*attend_many)(const Queries&, long group, const Slots&, long E, Scoring, uint8_t* room);
     long (*attend_room)(long rows, long E);
     void (*narrow)(const float* x, long n, uint16_t* to);
+    // A row to codes (D, unsigned), scales and, in four bits, minima: one for every 32 numbers.
+    void (*round_row)(const float* x, long D, int bits, float unit, uint8_t* codes, float* scales, float* minima);
     // E numbers to an eight-bit slot.
     void (*quantize_slot)(const float* x, long E, int8_t* row);
     // Multiplies on registers alone, bytes or what products with bfloat16 are made of; returns how many operations.
@@ -117,6 +124,9 @@ extern const Kernels& best;
 extern const Kernels KERNELS_BASE;
 #if defined(PARAGONE_X86)
 extern const Kernels KERNELS_AVX2;
+#if defined(PARAGONE_AVX_VNNI)
+extern const Kernels KERNELS_AVX_VNNI;
+#endif
 extern const Kernels KERNELS_AVX512;
 #if defined(PARAGONE_VNNI)
 extern const Kernels KERNELS_AVX512_VNNI;

@@ -30,6 +30,12 @@ constexpr bool PAIRS = true;  // products of bfloat16 pairs are single instructi
 #else
 constexpr bool PAIRS = false;
 #endif
+// Products of bytes: newer instructions add four up, older ones two, in 16 bits.
+#if PARAGONE_LANES > 4 && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+constexpr bool QUADS = false;
+#else
+constexpr bool QUADS = true;
+#endif
 constexpr long PANEL = 16;    // rows of a weight that lie side by side, a lane for each
 constexpr int V = PANEL / W;  // registers that they take
 constexpr long NUMBERS = PAIRS ? 2 : 1;  // of a word
@@ -42,6 +48,7 @@ typedef int32_t VI __attribute__((vector_size(W * 4)));
 typedef uint32_t VU __attribute__((vector_size(W * 4)));
 typedef uint16_t VH __attribute__((vector_size(W * 2)));
 typedef int16_t VS __attribute__((vector_size(W * 2)));
+typedef int16_t VT __attribute__((vector_size(W * 4)));  // two in each lane
 typedef int8_t VB __attribute__((vector_size(W)));
 typedef uint8_t VC __attribute__((vector_size(W)));
 
@@ -168,25 +175,41 @@ PARAGONE_INLINE VI splat_word(const void* p) {
 PARAGONE_INLINE VI dot_quads(VI sum, VI w, VI x) {
 #if defined(__AVX512VNNI__)
     return (VI)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-#elif PARAGONE_LANES == 16
-    // Bytes as 16-bit numbers, the even and the odd ones: the instruction for bytes would saturate.
-    __m512i wv = (__m512i)w, xv = (__m512i)x;
-    __m512i even = _mm512_madd_epi16(_mm512_and_si512(wv, _mm512_set1_epi16(255)),
-                                     _mm512_srai_epi16(_mm512_slli_epi16(xv, 8), 8));
-    __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(wv, 8), _mm512_srai_epi16(xv, 8));
-    return sum + (VI)_mm512_add_epi32(even, odd);
-#elif PARAGONE_LANES == 8
-    __m256i wv = (__m256i)w, xv = (__m256i)x;
-    __m256i even = _mm256_madd_epi16(_mm256_and_si256(wv, _mm256_set1_epi16(255)),
-                                     _mm256_srai_epi16(_mm256_slli_epi16(xv, 8), 8));
-    __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(wv, 8), _mm256_srai_epi16(xv, 8));
-    return sum + (VI)_mm256_add_epi32(even, odd);
+#elif defined(__AVXVNNI__)
+    return (VI)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
 #else
     for (int byte = 0; byte < 4; byte++)
         sum += (VI)((VU)w >> (8 * byte) & 255) * ((VI)((VU)x << (24 - 8 * byte)) >> 24);
     return sum;
 #endif
 }
+
+#if PARAGONE_LANES > 4
+// In 16 bits, products of the unsigned bytes of w and the signed bytes of x, neighbours added: they have to fit.
+PARAGONE_INLINE VT dot_bytes(VI w, VI x) {
+#if PARAGONE_LANES == 16
+    return (VT)_mm512_maddubs_epi16((__m512i)w, (__m512i)x);
+#else
+    return (VT)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
+#endif
+}
+
+// What compilers take as computed here: else they gather many products before they add them up, for which there are too
+// few registers.
+template <class T> PARAGONE_INLINE T in_turn(T v) {
+    asm("" : "+x"(v));
+    return v;
+}
+
+// In each lane, products of the numbers of 16 bits of w and x, added.
+PARAGONE_INLINE VI dot_halves(VT w, VT x) {
+#if PARAGONE_LANES == 16
+    return (VI)_mm512_madd_epi16((__m512i)w, (__m512i)x);
+#else
+    return (VI)_mm256_madd_epi16((__m256i)w, (__m256i)x);
+#endif
+}
+#endif
 
 // sum + the two products, in each lane, of the bfloat16 numbers of w and x.
 PARAGONE_INLINE VF dot_pairs(VF sum, VI w, VI x) {

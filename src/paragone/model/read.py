@@ -24,7 +24,7 @@ from paragone.model.precision import MOST_BITS, Precision
 from paragone.model.spec import ModelSpec
 from paragone.ops import pages
 from paragone.ops.packed import PackedMatrix, Packing
-from paragone.quant.rtn import INT4, INT8, quantize_int4, quantize_int8
+from paragone.quant.rtn import INT4, INT8, put_rounded, round_stored, rounds
 
 CHUNK = 1 << 16  # numbers read at a time: their float32 form stays in the processor's cache
 MAPPED_BYTES = 1 << 21  # bytes of a file that may be in memory beside what is made of them
@@ -140,9 +140,13 @@ class Parameters:
         if keeps and template(name) not in self.family.transposed:
             return self.repacked(tensor, name, size, width)
         matrix = PackedMatrix(size, width, INT8 if limit == 8 else INT4)
-        quantize = quantize_int8 if limit == 8 else quantize_int4
-        for at, rows in self.row_chunks(name, size, width):
-            matrix.put(at, *quantize(rows))
+        if template(name) in self.family.transposed or not rounds(tensor.type.name):
+            for at, rows in self.row_chunks(name, size, width):
+                put_rounded(matrix, at, rows)
+            return matrix
+        for at, ids in self.row_runs(tensor, name, size, max(1, MAPPED_BYTES * size // tensor.nbytes)):
+            round_stored(matrix, at, tensor.type.name, tensor.address, ids)
+        self.done(tensor)
         return matrix
 
     def repacked(self, tensor: StoredTensor, name: str, size: int, width: int) -> PackedMatrix:

@@ -4,11 +4,15 @@ Scales and minima are rounded first, as they will be kept, and the codes are cho
 that what the products use is what the error was minimised for.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from paragone.ops.packed import Packing
+from paragone.kernels import native
+from paragone.ops.packed import PackedMatrix, Packing
+from paragone.ops.threads import threads
 
 # Scales of weights are small, minima are as large as weights: in these units both keep what float16 can hold.
 INT8 = Packing(8, unit=2.0**-10)
@@ -32,6 +36,31 @@ def quantize_int4(rows_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = INT4.rounded((high - low) / 15).clamp_min(SMALLEST * INT4.unit)
     codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15)
     return codes.to(torch.uint8).flatten(1)[:, : rows_ND.shape[1]], scale, low
+
+
+def put_rounded(matrix: PackedMatrix, first: int, rows_ND: Tensor) -> None:
+    """Rows from `first` on of a matrix in `INT8` or `INT4` become these, quantised."""
+    if not rounds("F32") or matrix.panels.device.type != "cpu":
+        matrix.put(first, *(quantize_int8 if matrix.packing == INT8 else quantize_int4)(rows_ND))
+        return
+    rows = (rows_ND if rows_ND.dtype == torch.bfloat16 else rows_ND.float()).contiguous()
+    kind = "BF16" if rows.dtype == torch.bfloat16 else "F32"
+    round_stored(matrix, first, kind, rows.data_ptr(), np.arange(len(rows)))
+
+
+def rounds(kind: str) -> bool:
+    """Whether the kernels quantise tensors of one of a file's types where they lie."""
+    return native is not None and kind in ("BF16", "F32")
+
+
+def round_stored(matrix: PackedMatrix, first: int, kind: str, raw: int, order: NDArray[np.int64]) -> None:
+    """The rows `order` of such a tensor, which begins at an address, become rows `first` and on, rounded."""
+    assert native is not None  # noqa: S101 -- `rounds` has said so
+    packing = matrix.packing
+    native.round_rows(
+        matrix.panels.data_ptr(), matrix.width, packing.bits, packing.unit, first, len(order), raw,
+        order.ctypes.data, kind == "BF16", threads(),
+    )  # fmt: skip
 
 
 def _groups(rows_ND: Tensor, group: int) -> Tensor:

@@ -1,0 +1,48 @@
+// Round-to-nearest quantisation of a row, 32 numbers a scale; quant/rtn.py defines it.
+#pragma once
+
+#include <algorithm>
+
+#include "pack.h"
+#include "vec.h"
+
+namespace PARAGONE_LEVEL {
+
+constexpr long GROUP = 32;
+
+// x as it comes back from float16 in units of `unit`.
+PARAGONE_INLINE float stored(float x, float unit) { return from_half(to_half(x / unit)) * unit; }
+
+PARAGONE_INLINE VF smaller(VF a, VF b) { return -larger(-a, -b); }
+
+// In eight bits codes are symmetric about 128, in four bits they count from the minimum.
+static void round_row(const float* x, long D, int bits, float unit, uint8_t* codes, float* scales, float* minima) {
+    const float smallest = 0x1p-24f * unit;  // above zero in float16
+    for (long d = 0; d < D; d += GROUP, scales++, codes += GROUP) {
+        float own[GROUP];
+        long there = std::min(GROUP, D - d);
+        std::copy_n(x + d, there, own);
+        std::fill(own + there, own + GROUP, own[there - 1]);
+        VF low = load(own), high = low;
+        for (long i = W; i < GROUP; i += W) {
+            low = smaller(low, load(own + i));
+            high = larger(high, load(own + i));
+        }
+        float least = -largest_of(-low), most = largest_of(high), from = 0;
+        if (bits == 8) most = std::max(most, -least) / 127;
+        else {
+            from = *minima++ = stored(least, unit);
+            most = (most - from) / 15;
+        }
+        float scale = *scales = std::max(stored(most, unit), smallest);
+        VF bottom = splat(bits == 8 ? -127.0f : 0.0f), top = splat(bits == 8 ? 127.0f : 15.0f);
+        uint8_t rounded[GROUP];
+        for (long i = 0; i < GROUP; i += W) {
+            VF code = smaller(larger((load(own + i) - from) / splat(scale), bottom), top) + WHOLE;
+            store_bytes((int8_t*)rounded + i, (VI)code - WHOLE_BITS + (bits == 8 ? 128 : 0));
+        }
+        std::copy_n(rounded, there, codes);
+    }
+}
+
+}  // namespace PARAGONE_LEVEL
