@@ -83,8 +83,10 @@ class Page:
             more = {}
 
     def point_at(self, selector: str) -> None:
-        box = self.run(f"(() => {{ const b = document.querySelector({selector!r}).getBoundingClientRect();"
-                       " return [b.x + b.width / 2, b.y + b.height / 2]; })()")  # fmt: skip
+        """Puts the mouse on the first of these elements that can be seen: a line break takes no room."""
+        box = self.run(f"[...document.querySelectorAll({selector!r})].filter((e) => e.textContent.trim())"
+                       ".flatMap((e) => [...e.getClientRects()]).filter((b) => b.width > 1)"
+                       ".map((b) => [b.x + b.width / 2, b.y + b.height / 2])[0]")  # fmt: skip
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
 
     def picture(self, path: Path) -> None:

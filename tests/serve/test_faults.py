@@ -148,7 +148,7 @@ STOPS = signal.SIGTERM, signal.SIGINT
 def told_to_stop_at(start, moment, number):
     """Twenty streams and, after so many seconds, a signal: each of them ends as it should."""
     server = start("--drain", "20")
-    threads, found = streams(server, 20)
+    threads, found = streams(server, 20, tokens=240)  # which take longer than the longest moment
     time.sleep(moment)
     server.process.send_signal(number)
     assert server.process.wait(25) == 0

@@ -34,8 +34,10 @@ def done(page, answers):
 
 def test_an_answer_comes_and_its_tokens_tell_how_likely_they_were(page):
     page.run("document.getElementById('max_tokens').value = 24")
+    page.run("document.getElementById('seed').value = 1")
     send(page, "Hello there")
     done(page, 1)
+    page.run("document.getElementById('seed').value = ''")
     text = page.run("document.querySelector('.turn.user .body').textContent")
     assert text == "Hello there"
     assert page.run("document.querySelectorAll('.turn.assistant .token').length") > 5
@@ -97,6 +99,7 @@ def test_stopped(page, server):
     page.until("document.getElementById('stop').disabled")
     server.idle()
     page.run("document.getElementById('max_tokens').value = 24")
+    page.run("document.getElementById('seed').value = 1")
 
 
 def test_what_the_model_sees(page):

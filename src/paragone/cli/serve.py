@@ -1,14 +1,18 @@
 """`paragone serve`: the OpenAI API for many users."""
 
+import importlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from paragone import limits
 from paragone.cli.shared import batch_options, engine_config
 from paragone.errors import BadConfiguration
+
+if TYPE_CHECKING:
+    from paragone.serve.process import EngineProcess
 
 
 @click.command("serve")
@@ -74,16 +78,32 @@ def command(models: tuple[str, ...], **options: Any) -> int:
     Without a MODEL every downloaded one is served. Only these can be asked for: no request names a path.
     Without --keys only this machine can ask.
     """  # fmt: skip
+    if options["print_limits"]:
+        click.echo(_server().print_limits())
+        return 0
+    from paragone.serve.process import EngineProcess
+
+    process = EngineProcess.start()
     try:
-        from paragone.serve.server import ServeConfig, Service, print_limits, served_models
+        return _serve(models, options, process)
+    finally:
+        process.kill()
+
+
+def _server() -> Any:
+    """The module; raises BadConfiguration where what it needs is not installed."""
+    try:
+        return importlib.import_module("paragone.serve.server")
     except ModuleNotFoundError as err:
         raise BadConfiguration(f"{err.name} is not installed: pip install 'paragone[serve]'") from None
-    if options["print_limits"]:
-        click.echo(print_limits())
-        return 0
+
+
+def _serve(models: tuple[str, ...], options: dict[str, Any], process: "EngineProcess") -> int:
+    """Serves until it is told to stop; the exit code."""
+    server = _server()
     certificate, key = _certificate(options)
     found = [_find(text) for text in models] or _all_here()
-    config = ServeConfig(
+    config = server.ServeConfig(
         host=options["host"],
         port=options["port"],
         keys=options["keys"],
@@ -102,7 +122,8 @@ def command(models: tuple[str, ...], **options: Any) -> int:
         log_level=options["log_level"],
     )
     engine = asdict(engine_config(options))
-    return Service(config, served_models(found), engine).run()
+    served = server.served_models(found)
+    return int(server.Service(config, served, engine, process).run())
 
 
 def _find(text: str) -> Any:

@@ -1,12 +1,6 @@
 """The other end of the engine's process: starts it, talks to it, kills it where it hangs, starts it again."""
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -35,6 +29,7 @@ from paragone.serve.messages import (
     Unload,
     frame,
 )
+from paragone.serve.process import EngineProcess
 
 CHECK_EVERY_S = 0.5
 
@@ -89,7 +84,10 @@ class EngineLink(asyncio.Protocol):
     """One engine's process. `on_loaded` hears of models, `on_step` of every step, `on_down` when the process
     has ended and `on_up` when there is a new one; `on_given_up` when it ended too often."""
 
-    def __init__(self, log: Log, step_seconds: float = limits.STEP_SECONDS) -> None:
+    def __init__(
+        self, log: Log, step_seconds: float = limits.STEP_SECONDS, started: EngineProcess | None = None
+    ) -> None:
+        """`started` is a process that nobody talks to yet; without it one is started."""
         self.log, self.step_seconds = log, step_seconds
         self.on_loaded: Callable[[Loaded | LoadFailed], None] = lambda _: None
         self.on_step: Callable[[Step], None] = lambda _: None
@@ -100,7 +98,7 @@ class EngineLink(asyncio.Protocol):
         self.restarts = 0
         self.up = False  # there is a process; it may still be starting
         self.alive = False  # it has spoken
-        self._process: subprocess.Popen[bytes] | None = None
+        self._started, self._engine = started, started
         self._transport: asyncio.Transport | None = None
         self._frames = Frames(FromEngine)
         self._ends: deque[float] = deque()
@@ -121,19 +119,10 @@ class EngineLink(asyncio.Protocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _spawn(self) -> None:
-        here, there = socket.socketpair()
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "paragone.serve.worker", str(there.fileno())],
-                pass_fds=[there.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # the terminal's signals are not for it
-            )
-        finally:
-            there.close()
-        here.setblocking(False)
+        engine, self._started = self._started or EngineProcess.start(), None
+        self._engine = engine
         self._frames, self._heard = Frames(FromEngine), time.monotonic()
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=here)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=engine.channel)
         self.up = True
         self.on_up()
 
@@ -219,7 +208,7 @@ class EngineLink(asyncio.Protocol):
             await self._restart(0)
 
     def _reap(self) -> int | None:
-        return None if self._process is None else self._process.wait()
+        return None if self._engine is None else self._engine.process.wait()
 
     async def _watch(self) -> None:
         """Kills a process that says nothing though it has work."""
@@ -234,9 +223,8 @@ class EngineLink(asyncio.Protocol):
                 self._kill()
 
     def _kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+        if self._engine is not None:
+            self._engine.kill()
 
     def _tell(self, message: ToEngine) -> None:
         if self._transport is not None:

@@ -30,6 +30,7 @@ from paragone.serve.logs import Level, Log
 from paragone.serve.messages import Loaded, LoadFailed
 from paragone.serve.metrics import Metrics
 from paragone.serve.models import Models, ServedModel
+from paragone.serve.process import EngineProcess
 from paragone.serve.protocol import GuardedProtocol
 from paragone.serve.state import State
 from paragone.text.chat import RENDERER
@@ -77,10 +78,14 @@ class Service(uvicorn.Server):
     """One server. `run` returns the exit code."""
 
     def __init__(
-        self, config: ServeConfig, models: list[ServedModel], engine: dict[str, int | bool | None]
+        self,
+        config: ServeConfig,
+        models: list[ServedModel],
+        engine: dict[str, int | bool | None],
+        process: EngineProcess | None = None,
     ) -> None:
-        """`engine` are fields of EngineConfig. Raises BadConfiguration where it would be open to strangers
-        without keys."""
+        """`engine` are fields of EngineConfig, `process` is the engine's where it has been started already.
+        Raises BadConfiguration where it would be open to strangers without keys."""
         self.settings = config
         self.store = KeyStore(config.key_file)
         ring = KeyRing(self.store.all()) if config.keys else None
@@ -92,7 +97,7 @@ class Service(uvicorn.Server):
         if ring is not None and not len(ring):
             raise BadConfiguration("there are no keys: `paragone keys create NAME` makes one")
         log = Log(config.log_format, config.log_level)
-        link = EngineLink(log, config.step_seconds)
+        link = EngineLink(log, config.step_seconds, process)
         served = Models(
             link, models, engine, log, max_model_len=config.max_model_len, memory_bytes=config.memory_bytes,
             keep_packed=config.keep_packed,

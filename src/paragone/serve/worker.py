@@ -74,6 +74,7 @@ class Worker:
     def run(self) -> None:
         """Until the other end is gone."""
         self._send(Begun())
+        self._loader.submit(_import_engine)
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while True:
             busy = [name for name, model in self._models.items() if model.engine.has_work()]
@@ -288,6 +289,13 @@ def _delta(request: int, chunk: Any, scores: tuple[Logprob, ...]) -> Delta:
     return Delta(
         request, chunk.choice, chunk.text, chunk.token_ids, logprobs, reason, error, cached, seed, scores
     )
+
+
+def _import_engine() -> None:
+    """What loading a model needs, before one is asked for."""
+    import paragone.engine.engine
+    import paragone.engine.load
+    import paragone.serve.grammar  # noqa: F401
 
 
 def _resident_bytes() -> int:
