@@ -32,7 +32,7 @@ run: $(VENV)/run  ## set up, fetch two small models, compare them and say which 
 	@$(BIN)/paragone compare
 
 test: $(VENV)/dev models  ## set up and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: models
 models: $(VENV)/run

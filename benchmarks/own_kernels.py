@@ -1,10 +1,11 @@
 """Paragone on a GGUF file or a folder; run by cpu_kernels.py, the twin of peer_llamacpp.py.
 
-    python own_kernels.py speed|start|throughput FILE PRECISION
+    python own_kernels.py speed|throughput FILE PRECISION
 
 `speed` prints one JSON line: tokens/s of prompts of 512 and 4,096, of decoding 1, 16 and 64 sequences through
-the engine, the share of the machine's reading rate that decoding uses, and what memory took at most beside
-weights and cache. `throughput` is own_engine.py's, of equal requests with their prompts.
+the engine, the most of each that the machine allows (bounds.py), the share of the machine's reading rate
+that decoding uses, and what memory took at most beside weights and cache. `throughput` is own_engine.py's, of
+equal requests with their prompts.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 import paragone
+from benchmarks.bounds import bounds
 from benchmarks.own_engine import throughput
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.resources import peak_memory_bytes
@@ -61,22 +63,24 @@ def speed(model: Any) -> dict[str, float]:
     size = model.decoder.decode_bytes
     memory = pages.empty((size,), torch.uint8).fill_(1)
     rate = median(native.read_rate(memory.data_ptr(), size, threads()) for _ in range(9))
-    return out | {
-        "bandwidth_share": out["decode1"] * size / rate,
-        "read_gb_per_s": rate / 1e9,
-        "weight_bytes": size,
-        "over_bytes": over,
-        "int8_tops": native.multiply_rate(True, threads()) / 1e12,
-        "bf16_tflops": native.multiply_rate(False, threads()) / 1e12,
-    }
+    integers, floats = (native.multiply_rate(kind, threads()) for kind in (True, False))
+    most = {f"most_{key}": value for key, value in bounds(model, rate, integers, floats).items()}
+    return (
+        out
+        | most
+        | {
+            "bandwidth_share": out["decode1"] * size / rate,
+            "read_gb_per_s": rate / 1e9,
+            "weight_bytes": size,
+            "over_bytes": over,
+            "int8_tops": integers / 1e12,
+            "bf16_tflops": floats / 1e12,
+        }
+    )
 
 
 def main(mode: str, path: str, precision: str) -> None:
     model = paragone.load(path, precision=precision)  # type: ignore[arg-type]
-    if mode == "start":
-        model.generate("The sky is", max_tokens=1)
-        print("first token", flush=True)
-        return
     model.generate("The sky is", max_tokens=8)
     print(json.dumps(speed(model) if mode == "speed" else throughput(model)))
 

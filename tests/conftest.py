@@ -8,6 +8,8 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads of several processes only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run; PARAGONE_EXPLORE=1 looks for new ones.
 settings.register_profile("same", derandomize=not os.environ.get("PARAGONE_EXPLORE"), deadline=None)

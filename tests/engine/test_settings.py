@@ -22,19 +22,19 @@ def exact(smollm2_path):
     return load_model(smollm2_path, "smollm2", "fp32")
 
 
-def test_n_answers_share_the_prompt_and_draw_for_themselves(exact):
-    prompt = exact.encode(TEXT + " a city. " * 12)
+def test_n_answers_share_the_prompt_and_draw_for_themselves(smollm2):
+    prompt = smollm2.encode(TEXT + " a city. " * 12)
     settings = {"max_tokens": 10, "temperature": 1.0, "ignore_eos": True}
     config = EngineConfig(deterministic=True)  # or a row's last digits depend on how many there are
     together, *alone = (
-        replace(exact, engine_config=config).generate(prompt, n=n, seed=seed, **settings)
+        replace(smollm2, engine_config=config).generate(prompt, n=n, seed=seed, **settings)
         for n, seed in [(4, 7), *((1, 7 + choice) for choice in range(4))]
     )
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
     assert len({tuple(c.token_ids) for c in together}) == 4
     whole = len(prompt) // 16 * 16
     assert [c.cached_tokens for c in together] == [0, whole, whole, whole]
-    grouped = exact.generate(["a", "b"], n=2, max_tokens=2)
+    grouped = smollm2.generate(["a", "b"], n=2, max_tokens=2)
     assert [len(group) for group in grouped] == [2, 2]
 
 
