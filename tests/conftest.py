@@ -8,6 +8,7 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("PARAGONE_THREADS", "2")  # measured, it would be another number from run to run
 if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads of several processes only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

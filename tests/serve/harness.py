@@ -151,7 +151,7 @@ def serving(
     *arguments: str, model: str, home: Path | None = None, key: str | None = None
 ) -> Iterator[Server]:
     """A server that takes requests for `model`; it is gone afterwards."""
-    environment = os.environ | {"PARAGONE_THREADS": os.environ.get("PARAGONE_THREADS", "2")}
+    environment = dict(os.environ)
     if home is not None:
         environment["PARAGONE_HOME"] = str(home)
     command = [sys.executable, "-m", "paragone", "serve", "--port", "0", "--log-format", "json", *arguments]
