@@ -64,8 +64,8 @@ def test_the_official_client_comes_through(own):
     assert len(done) == 8
 
 
-def reader(server, body, found):
-    """Reads a stream to its end, whatever that is."""
+def reader(server, body, found, begun):
+    """Reads a stream to its end, whatever that is, having told that it began."""
     with contextlib.closing(server.connect()) as connection:
         data = b""
         try:
@@ -73,6 +73,7 @@ def reader(server, body, found):
                 "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
             )
             answer = connection.getresponse()
+            begun.release()
             while piece := answer.read1(1 << 16):
                 data += piece
             found.append((answer.status, data, time.monotonic()))
@@ -80,13 +81,16 @@ def reader(server, body, found):
             found.append((0, data + repr(err).encode(), time.monotonic()))
 
 
-def streams(server, count, tokens=480):
-    """So many answers on their way, each with the text of its end."""
+def streams(server, count, tokens=480, wait=False):
+    """So many answers on their way, each with the text of its end; all of them begun, where that is waited for."""
     found: list[tuple[int, bytes, float]] = []
     body = {"model": "tiny", "prompt": "Hello", "max_tokens": tokens, "stream": True, "ignore_eos": True}
-    threads = [threading.Thread(target=reader, args=(server, body, found)) for _ in range(count)]
+    begun = threading.Semaphore(0)
+    threads = [threading.Thread(target=reader, args=(server, body, found, begun)) for _ in range(count)]
     for thread in threads:
         thread.start()
+    for _ in range(count if wait else 0):
+        assert begun.acquire(timeout=20)
     return threads, found
 
 
@@ -100,12 +104,13 @@ def ended_well(status, data):
 def test_told_to_stop(own):
     """Anyone who is asked after it hears that the server goes, and when to come back."""
     server = own("--drain", "20")
-    threads, found = streams(server, 20)
-    time.sleep(0.1)
+    threads, found = streams(server, 20, wait=True)
     server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.05)
-    ready, health, asked = server.get("/ready"), server.get("/health"), server.complete()
-    assert (ready.status, health.status, asked.status) == (503, 200, 503)
+    deadline = time.monotonic() + 5
+    while server.get("/ready").status != 503:
+        assert time.monotonic() < deadline
+    health, asked = server.get("/health"), server.complete()
+    assert (health.status, asked.status) == (200, 503)
     assert asked.headers["retry-after"]
     assert asked.headers["connection"] == "close"
     for thread in threads:
