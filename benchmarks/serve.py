@@ -126,6 +126,7 @@ def one_round(number: int, rounds: int, seconds: float) -> Measured:
         print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
         with started(name) as (_, port):
             measured[name] = {str(n): load(port, n, seconds) for n in CLIENTS}
+    print(json.dumps(measured), file=sys.stderr)  # not lost where a later part fails
     return measured
 
 
@@ -174,13 +175,17 @@ def main(rounds: int, seconds: float, write: bool) -> None:
     found = [one_round(number, rounds, seconds) for number in range(rounds)]
     flood, back = overloaded(seconds), recovery()
 
-    def ratio(clients: int, peer: str) -> float:
+    def ratio(clients: int, peer: str) -> float | None:
+        """None where the peer gave no token within the time."""
         key = str(clients)
         rates = [(m["Paragone"][key]["tokens_per_s"], _rate(m, peer, key)) for m in found]
-        return round(float(median(own / other for own, other in rates)), 2)
+        ratios = [own / other for own, other in rates if other]
+        return round(float(median(ratios)), 2) if ratios else None
 
     def typical(name: str, key: str, what: str) -> float:
-        return float(median(float(m[name][key][what]) for m in found))
+        """NaN where a server was too slow to give one answer within the time."""
+        seen = [float(m[name][key][what]) for m in found if m[name][key][what] is not None]
+        return float(median(seen)) if seen else float("nan")
 
     rows = [
         ["The engine without HTTP", *(f"{median(m['engine'][str(n)] for m in found):.0f}" for n in CLIENTS)]
@@ -220,7 +225,7 @@ def main(rounds: int, seconds: float, write: bool) -> None:
     print("\n".join(lines))
     if write:
         write_section(PAGE, f"The server ({here['kernels']})", lines)
-    line = {f"http_share_{n}": ratio(n, "engine") for n in CLIENTS}
+    line: Measured = {f"http_share_{n}": ratio(n, "engine") for n in CLIENTS}
     line |= {f"seq{n}_vs_vllm_serve": ratio(n, "vLLM") for n in (16, 64)}
     line |= {f"seq{n}_vs_llama_server": ratio(n, "llama.cpp") for n in (16, 64)}
     line |= {
