@@ -182,21 +182,21 @@ def main(rounds: int, seconds: float, write: bool) -> None:
         ratios = [own / other for own, other in rates if other]
         return round(float(median(ratios)), 2) if ratios else None
 
-    def typical(name: str, key: str, what: str) -> float:
-        """NaN where a server was too slow to give one answer within the time."""
+    def typical(name: str, key: str, what: str, scale: float = 1.0) -> str:
+        """A dash where a server was too slow to give one token within the time."""
         seen = [float(m[name][key][what]) for m in found if m[name][key][what] is not None]
-        return float(median(seen)) if seen else float("nan")
+        return f"{scale * median(seen):.0f}" if seen else "–"
 
     rows = [
         ["The engine without HTTP", *(f"{median(m['engine'][str(n)] for m in found):.0f}" for n in CLIENTS)]
     ]
     rows += [
-        [name, *(f"{typical(name, str(n), 'tokens_per_s'):.0f}" for n in CLIENTS)]
+        [name, *(typical(name, str(n), "tokens_per_s") for n in CLIENTS)]
         for name in ("Paragone", "llama.cpp", "vLLM")
     ]
     waits = [
         [
-            name, *(f"{1e3 * typical(name, str(n), what):.0f}" for n in (16, 64)
+            name, *(typical(name, str(n), what, 1e3) for n in (16, 64)
                     for what in ("ttft_p50_s", "ttft_p99_s", "between_p50_s", "between_p99_s")),
         ]
         for name in ("Paragone", "llama.cpp", "vLLM")

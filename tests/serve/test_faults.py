@@ -89,8 +89,8 @@ def streams(server, count, tokens=480, wait=False):
     threads = [threading.Thread(target=reader, args=(server, body, found, begun)) for _ in range(count)]
     for thread in threads:
         thread.start()
-    for _ in range(count if wait else 0):
-        assert begun.acquire(timeout=20)
+    if wait:
+        assert all(begun.acquire(timeout=20) for _ in threads)
     return threads, found
 
 
