@@ -55,6 +55,8 @@ TEMPLATE_MEMORY_BYTES: Final = 512 * MIB
 MESSAGE_BYTES: Final = 256 * MIB
 ENGINE_RESTARTS: Final = 3  # within ENGINE_RESTART_WINDOW_S, before the server gives up
 ENGINE_RESTART_WINDOW_S: Final = 60.0
+# A stream's tokens that come within this go out together; a screen shows a picture every 0.016.
+GATHER_SECONDS: Final = 0.008
 STEP_SECONDS: Final = 120.0  # of one step of the engine, before its process is killed
 
 # What a server's clients may send

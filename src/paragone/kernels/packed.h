@@ -19,7 +19,6 @@ namespace PARAGONE_LEVEL {
 
 constexpr long BLOCK = 64;    // inputs
 constexpr long LINE = 64;     // bytes that memory gives at a time
-constexpr long AHEAD = 2048;  // bytes that a single token fetches before it needs them
 
 PARAGONE_INLINE constexpr long block_bytes(int bits, bool has_minimum, bool fine) {
     return BLOCK * PANEL * bits / 8 + (fine ? 4 : 2) * (has_minimum ? 2 : 1) * PANEL * 2;
@@ -100,15 +99,14 @@ template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
 };
 
 // What is fetched while other things are multiplied: so many lines for every block of them, up to an end.
-template <bool ONCE> struct Coming {
-    const uint8_t *at, *end;
-    long lines;
+struct Coming {
+    const uint8_t *at = nullptr, *end = nullptr;
+    long lines = 0;
 
     PARAGONE_MEMBER void fetch_some() {
         if (at >= end) return;
-        // What a single token reads nobody wants again before the next: it is to push nothing else out. What many
-        // tokens read waits in the second cache, or it would push out what they read now.
-        for (long line = 0; line < lines; line++, at += LINE) __builtin_prefetch(at, 0, ONCE ? 0 : 2);
+        // It waits in the second cache: in the first it would push out what is read now.
+        for (long line = 0; line < lines; line++, at += LINE) __builtin_prefetch(at, 0, 2);
     }
 };
 

@@ -45,8 +45,8 @@ template <int BITS, int M> struct Tokens {
 };
 
 // Panels [p, p + P) by tokens [m, m + M).
-template <int BITS, bool MINIMUM, bool FINE, int P, int M, bool ONCE>
-static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming<ONCE>& coming) {
+template <int BITS, bool MINIMUM, bool FINE, int P, int M>
+static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming& coming) {
     constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
     constexpr int PARTS = FINE ? 4 : 2, QUARTERS = 4 / PARTS;  // of a block that has a scale of its own
     long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = blocks * SIZE;

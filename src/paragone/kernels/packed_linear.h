@@ -16,19 +16,16 @@ template <int BITS, bool MINIMUM, bool FINE>
 static void panels_times(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
     constexpr long LINES = block_bytes(BITS, MINIMUM, FINE) / LINE;  // of a block of one panel
     long stride = (w.D + BLOCK - 1) / BLOCK * LINES * LINE, p = first;
-    if (M == 1) {
-        for (; p < last; p++) {
-            const uint8_t* from = w.panels + p * stride + AHEAD;
-            Coming<true> coming{from, from + stride, LINES};
-            panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, p, x, 0, to, coming);
-        }
+    if (M == 1) {  // panels lie as they are read: the processor fetches ahead by itself, faster than it can be told to
+        Coming nothing;
+        for (; p < last; p++) panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, p, x, 0, to, nothing);
         return;
     }
     // While all tokens pass these panels, the next ones come.
     auto tokens = [&]<int P>(long p) {
         const uint8_t* from = w.panels + (p + P) * stride;
         long m = 0, tiles = M / TILE + M % TILE / 2 + M % 2;
-        Coming<false> coming{from, from + P * stride, (P * LINES + tiles - 1) / tiles};
+        Coming coming{from, from + P * stride, (P * LINES + tiles - 1) / tiles};
         for (; m + TILE <= M; m += TILE) panels_tile<BITS, MINIMUM, FINE, P, TILE>(w, p, x, m, to, coming);
         if (m + 2 <= M) {
             panels_tile<BITS, MINIMUM, FINE, P, 2>(w, p, x, m, to, coming);

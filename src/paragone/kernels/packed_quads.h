@@ -7,8 +7,8 @@
 namespace PARAGONE_LEVEL {
 
 // Panels [p, p + P) by tokens [m, m + M).
-template <int BITS, bool MINIMUM, bool FINE, int P, int M, bool ONCE>
-static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming<ONCE>& coming) {
+template <int BITS, bool MINIMUM, bool FINE, int P, int M>
+static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming& coming) {
     constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
     long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = blocks * SIZE;
     const uint8_t* panel = weight.panels + p * stride;

@@ -42,10 +42,8 @@ static long multiply(bool integers, long rounds) {
 // Reads whole lines; what it returns keeps the reading from being left out.
 static int32_t read_lines(const uint8_t* from, long bytes) {
     VI seen = {};
-    for (long i = 0; i + 64 <= bytes; i += 64) {
-        __builtin_prefetch(from + i + 2048);
+    for (long i = 0; i + 64 <= bytes; i += 64)
         for (long j = 0; j < 64; j += sizeof seen) seen ^= load_words(from + i + j);
-    }
     return largest_of(seen);
 }
 

@@ -1,14 +1,15 @@
-// Products of a few tokens with bfloat16 rows as they lie. They are bound by reading the weight: each byte is read
-// once, a block of rows at a time, and the next block but one is fetched while this one is multiplied, line by line as
-// it lies: memory gives neighbours sooner than one line of every row.
+// Products of a few tokens with bfloat16 rows as they lie. They are bound by reading the weight, and each byte is read
+// once. A token alone takes the rows one after the other, in the order of their lines, and the processor fetches ahead
+// by itself as fast as memory gives. Several tokens share a block of rows, or loading them anew for every row would be
+// the limit; the next block but one is fetched meanwhile, line by line as it lies: memory gives neighbours sooner than
+// one line of every row.
 #pragma once
 
 #include "finish.h"
 
 namespace PARAGONE_LEVEL {
 
-constexpr int ROWS = W == 16 ? 8 : 4;       // rows of a block for one token: as many sums as fit into the registers
-constexpr int FEW_ROWS = W == 8 ? 4 : ROWS / 2;         // and for several
+constexpr int ROWS = W >= 8 ? 4 : 2;                    // of a block
 constexpr int SHARERS = PAIRS ? 6 : W == 8 ? 3 : 4;     // tokens that share one reading of a block from the nearest cache
 
 // The sums of R vectors, added in the same order whatever R is.
@@ -50,6 +51,26 @@ PARAGONE_INLINE void multiply_step(VF (&sums)[M][R], Weights weights, Tokens tok
 #endif
 }
 
+// R rows of D inputs from w on by one token, row by row.
+template <int R> PARAGONE_INLINE void row_by_row(const uint16_t* w, long D, const Word* x, float (&y)[R]) {
+    VF sums[R];
+    for (int r = 0; r < R; r++, w += D) {
+        VF sum[1][1] = {};
+        long d = 0;
+        for (; d + STEP_NUMBERS <= D; d += STEP_NUMBERS)
+            multiply_step<1, 1>(sum, [&](int) { return w + d; }, [&](int) { return x + d / NUMBERS; });
+        if (d < D) {
+            uint16_t tail[STEP_NUMBERS] = {};
+            Word last[W] = {};
+            std::memcpy(tail, w + d, (D - d) * 2);
+            std::memcpy(last, x + d / NUMBERS, (words_of(D) - d / NUMBERS) * sizeof(Word));
+            multiply_step<1, 1>(sum, [&](int) { return tail; }, [&](int) { return last; });
+        }
+        sums[r] = sum[0][0];
+    }
+    sum_each(sums, y);
+}
+
 // R rows of D inputs from w on by M tokens of `words` words each from x on.
 template <int R, int M>
 PARAGONE_INLINE void block(const uint16_t* w, long D, const Word* x, long words, float (&y)[M][R]) {
@@ -75,24 +96,20 @@ static void rows_by_tokens(const uint16_t* w, long row, long D, const Word* x, l
     long words = words_of(D);
     auto some = [&]<int COUNT>(long m) {
         float out[COUNT][R];
-        block<R, COUNT>(w + row * D, D, x + m * words, words, out);
+        if constexpr (COUNT == 1) row_by_row<R>(w + row * D, D, x + m * words, out[0]);
+        else block<R, COUNT>(w + row * D, D, x + m * words, words, out);
         for (int i = 0; i < COUNT; i++) finish(to, m + i, row, R, out[i]);
     };
     long m = 0;
-    if constexpr (R < ROWS || FEW_ROWS == ROWS) {
-        for (; m + SHARERS <= M; m += SHARERS) some.template operator()<SHARERS>(m);
-        for (; m + 2 <= M; m += 2) some.template operator()<2>(m);
-    }
-    for (; m < M; m++) some.template operator()<1>(m);
+    for (; m + SHARERS <= M; m += SHARERS) some.template operator()<SHARERS>(m);
+    for (; m + 2 <= M; m += 2) some.template operator()<2>(m);
+    if (m < M) some.template operator()<1>(m);
 }
 
 // Rows [first, last).
 static void rows_linear(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to) {
     long row = first;
-    if (M == 1)
-        for (; row + ROWS <= last; row += ROWS) rows_by_tokens<ROWS>(w, row, D, x, M, to);
-    else
-        for (; row + FEW_ROWS <= last; row += FEW_ROWS) rows_by_tokens<FEW_ROWS>(w, row, D, x, M, to);
+    for (; row + ROWS <= last; row += ROWS) rows_by_tokens<ROWS>(w, row, D, x, M, to);
     for (; row < last; row++) rows_by_tokens<1>(w, row, D, x, M, to);
 }
 

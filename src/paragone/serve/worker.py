@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from paragone.errors import MalformedData, message_of
+from paragone.serve.gather import Gathered
 from paragone.serve.messages import (
     Abort,
     Begun,
@@ -56,6 +57,7 @@ class Running:
     requests: dict[int, int] = field(default_factory=dict)
     left: dict[int, int] = field(default_factory=dict)  # answers that have not ended, by engine's number
     scored: set[int] = field(default_factory=set)  # whose prompts' log-probabilities are still to be sent
+    gathered: Gathered = field(default_factory=Gathered)
     steps: int = 0
 
 
@@ -82,11 +84,12 @@ class Worker:
             while message is not None:
                 if message is GONE:
                     return
+                self._flush()  # what is asked now may take longer than a step
                 self._handle(message)
                 message = self._next(wait=False)
             for name in busy:
                 if name in self._models:
-                    self._step(name, self._models[name])
+                    self._step(name, self._models[name], alone=len(busy) == 1)
 
     def _next(self, *, wait: bool) -> Any:
         try:
@@ -234,13 +237,23 @@ class Worker:
         name, number = found
         model = self._models[name]
         model.engine.abort(number)
+        model.gathered.forget(request)
         model.requests.pop(number, None)
         model.left.pop(number, None)
         model.scored.discard(number)
         if not model.engine.has_work():
-            self._send(Step(name, (), self._state(model, 0.0)))
+            self._tell(name, model, 0.0)
 
-    def _step(self, name: str, model: Running) -> None:
+    def _flush(self) -> None:
+        for name, model in self._models.items():
+            if model.gathered:
+                self._tell(name, model, 0.0)
+
+    def _tell(self, name: str, model: Running, seconds: float) -> None:
+        deltas = model.gathered.take(time.monotonic())
+        self._send(Step(name, deltas, self._state(model, seconds)))
+
+    def _step(self, name: str, model: Running, *, alone: bool) -> None:
         begin = time.perf_counter()
         chunks = model.engine.step()
         deltas = []
@@ -259,7 +272,11 @@ class Worker:
                 if not model.left[chunk.index]:
                     del model.requests[chunk.index], model.left[chunk.index], self._numbers[request]
         model.steps += 1
-        self._send(Step(name, tuple(deltas), self._state(model, time.perf_counter() - begin)))
+        model.gathered.put(deltas)
+        # Kept only where the next step comes at once and has no prompt to read.
+        calm = alone and self._line.empty() and model.engine.has_work() and not model.engine.scheduler.waiting
+        if not calm or model.gathered.due(time.monotonic()):
+            self._tell(name, model, time.perf_counter() - begin)
 
     def _state(self, model: Running, seconds: float) -> State:
         engine, now = model.engine, time.monotonic()
