@@ -8,9 +8,10 @@ EQUAL_PROMPT, EQUAL_ANSWER = 13, 64  # tokens of the equal requests of own_engin
 
 
 def bounds(model: Model, read: float, integers: float, floats: float) -> dict[str, float]:
-    """By the names of own_kernels.py's figures. The rates are bytes read, operations on bytes and operations
-    on bfloat16 or float32 a second, as native.read_rate and native.multiply_rate measure them: everything
-    else (scales, norms, Python) is taken to cost nothing."""
+    """By the names of own_kernels.py's figures. The rates are bytes read, operations on bytes (brought to
+    scale after every 32, as quantised weights need it) and operations on bfloat16 or float32 a second, as
+    native.read_rate and native.multiply_rate measure them: everything else (norms, Python) is taken to cost
+    nothing."""
     decoder = model.decoder
     linears = [linear for block in decoder.blocks for linear in block.linears()]
     layers = sum(linear.in_features * linear.out_features for linear in linears)

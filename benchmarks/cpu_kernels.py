@@ -164,8 +164,8 @@ def main(rounds: int, write: bool) -> None:
         "",
         *table(["weights", "MB a token", "GB/s decoding", "GB/s reading", "share"], shares),
         "",
-        f"On registers alone the machine makes {own('int8_tops'):.2f} TOP/s with bytes and",
-        f"{own('bf16_tflops'):.2f} TFLOP/s with bfloat16 weights. From exec to the first token:",
+        f"On registers alone the machine makes {own('int8_tops'):.2f} TOP/s with bytes, brought to scale",
+        f"after every 32, and {own('bf16_tflops'):.2f} TFLOP/s with bfloat16. From exec to the first token:",
         f"{start[0]} s (llama.cpp {start[1]} s, vLLM {start[2]} s).",
     ]
     print("\n".join(lines))

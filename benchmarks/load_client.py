@@ -4,8 +4,9 @@
 
 Each client asks, reads the stream to its end, and asks again, with a prompt of its own; all of them share one
 thread of a light event loop, for the server is on the same processors. Prints one JSON line: tokens/s over
-the measured seconds (a fifth of them goes by first), time to the first token and between tokens (seconds:
-p50, p99), statuses, and how long refusals took. A refused client waits as Retry-After says where `retry` is
+the measured seconds (a fifth of them goes by first), time to the first event and between events (seconds:
+p50, p99), statuses, and how long refusals took. An event may have several tokens, or none: how many an answer
+has is known, and its events share them evenly. A refused client waits as Retry-After says where `retry` is
 given.
 """
 
@@ -14,6 +15,8 @@ import json
 import sys
 import time
 from typing import Any, cast
+
+PATIENCE_S = 20.0  # with the answers that have not ended when the time is over
 
 WORDS = (
     "river",
@@ -45,6 +48,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self, loop: "Load", number: int) -> None:
         self.load, self.number, self.turn = loop, number, 0
+        self.events, self.counted, self.asked = 0, 0, 0  # of this answer: all, those measured; its tokens
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -56,10 +60,12 @@ class Client(asyncio.Protocol):
             return
         self.turn += 1
         number = self.number * 1009 + self.turn
+        self.events, self.counted, self.asked = 0, 0, tokens_of(number, self.load.tokens)
+        self.load.open.add(self)
         body = json.dumps(
             {
                 "model": self.load.model, "prompt": prompt_of(number), "stream": True,
-                "max_tokens": tokens_of(number, self.load.tokens), "ignore_eos": True, "temperature": 0,
+                "max_tokens": self.asked, "ignore_eos": True, "temperature": 0,
             }
         ).encode()  # fmt: skip
         headers = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
@@ -79,15 +85,16 @@ class Client(asyncio.Protocol):
         if self.status != 200:
             self.refused(head.lower(), data, now)
             return
-        tokens = data.count(b'"text":') or data.count(b'"content":')
-        if tokens:
-            self.load.tokens_came(
-                now, now - self.begin if self.first else now - self.last, self.first, tokens
-            )
+        events = data.count(b'"text":') or data.count(b'"content":')
+        if events:
+            self.events += events
+            if self.load.measuring:
+                self.counted += events
+            self.load.came(now - self.begin if self.first else now - self.last, self.first)
             self.first, self.last = False, now
         if b"data: [DONE]" in data or data.endswith(b"0\r\n\r\n"):
-            self.load.done += 1
             self.load.statuses[200] = self.load.statuses.get(200, 0) + 1
+            self.load.ended(self, whole=True)
             asyncio.get_running_loop().call_soon(self.ask)
 
     def refused(self, head: bytes, body: bytes, now: float) -> None:
@@ -95,12 +102,14 @@ class Client(asyncio.Protocol):
         headers = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
         if len(body) < int(headers.get(b"content-length", b"0")):
             return
+        self.load.open.discard(self)
         self.load.refused(self.status, now - self.begin)
         wait = float(headers.get(b"retry-after", b"1")) if self.load.retry else 0.0
         asyncio.get_running_loop().call_later(wait, self.ask)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.transport = None
+        self.load.ended(self, whole=False)
         if not self.load.over:
             self.load.refused(0, 0.0)
             asyncio.get_running_loop().call_later(0.1, self.load.connect, self.number)
@@ -111,17 +120,23 @@ class Load:
 
     def __init__(self, port: int, model: str, tokens: int, *, retry: bool) -> None:
         self.port, self.model, self.tokens, self.retry = port, model, tokens, retry
-        self.over, self.measuring, self.count, self.done = False, False, 0, 0
+        self.over, self.measuring, self.count = False, False, 0.0
+        self.open: set[Client] = set()  # whose answers have not ended
         self.ttft: list[float] = []
         self.between: list[float] = []
         self.refusals: list[float] = []
         self.statuses: dict[int, int] = {}
         self._tasks: set[Any] = set()
 
-    def tokens_came(self, _now: float, spent: float, first: bool, tokens: int) -> None:
+    def came(self, spent: float, first: bool) -> None:
         if self.measuring:
-            self.count += tokens
             (self.ttft if first else self.between).append(spent)
+
+    def ended(self, client: Client, *, whole: bool) -> None:
+        """Its answer is whole, or will never be, and then an event is taken for a token."""
+        if client in self.open and client.events:
+            self.count += client.counted * (client.asked / client.events if whole else 1)
+        self.open.discard(client)
 
     def refused(self, status: int, spent: float) -> None:
         self.statuses[status] = self.statuses.get(status, 0) + 1
@@ -151,6 +166,11 @@ class Load:
         await asyncio.sleep(seconds * 4 / 5)
         spent = time.perf_counter() - begin
         self.measuring, self.over = False, True
+        patience = time.perf_counter() + PATIENCE_S
+        while self.open and time.perf_counter() < patience:
+            await asyncio.sleep(0.1)
+        for client in tuple(self.open):
+            self.ended(client, whole=False)
 
         def at(values: list[float], share: float) -> float | None:
             ordered = sorted(values)
