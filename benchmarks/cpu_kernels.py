@@ -160,7 +160,7 @@ def main(rounds: int, write: bool) -> None:
         *table(["", "aimed at", "measured", "the most"], limits),
         "",
         "One sequence is bound by reading the weights. Beside it, what the machine reads when it does",
-        "nothing else:",
+        "nothing else (measured behind it: memory that is shared gives more in one minute than in the next):",
         "",
         *table(["weights", "MB a token", "GB/s decoding", "GB/s reading", "share"], shares),
         "",

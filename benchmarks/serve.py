@@ -11,6 +11,7 @@ a time; ratios are made round by round, and their medians count.
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -108,6 +109,22 @@ def load(port: int, clients: int, seconds: float, tokens: int = TOKENS, *more: s
     return measured
 
 
+def watched(pid: int, port: int, clients: int, seconds: float) -> Measured:
+    """The same, and `besides`: which share of all processors' time the HTTP process and the clients took.
+    The engine wants all of it, and keeps at most the rest of its speed."""
+
+    def spent() -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return own + children.ru_utime + children.ru_stime
+
+    before, begin = spent(), time.monotonic()
+    measured = load(port, clients, seconds)
+    processors = len(os.sched_getaffinity(0)) * (time.monotonic() - begin)
+    return measured | {"besides": (spent() - before) / processors}
+
+
 def own_engine(seconds: float) -> Measured:
     """The engine alone, in a closed loop of the same requests."""
     path, precision = files()["Q4_0"]
@@ -124,8 +141,8 @@ def one_round(number: int, rounds: int, seconds: float) -> Measured:
     measured["engine"] = own_engine(seconds)
     for name in ("Paragone", "llama.cpp", "vLLM"):
         print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-        with started(name) as (_, port):
-            measured[name] = {str(n): load(port, n, seconds) for n in CLIENTS}
+        with started(name) as (process, port):
+            measured[name] = {str(n): watched(process.pid, port, n, seconds) for n in CLIENTS}
     print(json.dumps(measured), file=sys.stderr)  # not lost where a later part fails
     return measured
 
@@ -201,6 +218,10 @@ def main(rounds: int, seconds: float, write: bool) -> None:
         ]
         for name in ("Paragone", "llama.cpp", "vLLM")
     ]  # fmt: skip
+    shares = [
+        ["of the engine's tokens", *(f"{ratio(n, 'engine'):.0%}" for n in CLIENTS)],
+        ["at most", *(f"{1 - median(m['Paragone'][str(n)]['besides'] for m in found):.0%}" for n in CLIENTS)],
+    ]
     share = flood["crowd"]["tokens_per_s"] / flood["alone"]["tokens_per_s"]
     refusal = 1e3 * (flood["crowd"]["refusal_p99_s"] or 0.0)
     here = describe_machine()
@@ -212,7 +233,14 @@ def main(rounds: int, seconds: float, write: bool) -> None:
         "",
         *table(["output tokens/s", *(f"{n} client{'s' if n > 1 else ''}" for n in CLIENTS)], rows),
         "",
-        "Milliseconds to the first token and between tokens:",
+        "What is left of the engine's tokens, and the most that could be: the engine computes on all",
+        "processors, and the process that speaks HTTP and the clients, who are on the same ones, take the",
+        "rest of their time.",
+        "",
+        *table(["", *(f"{n} client{'s' if n > 1 else ''}" for n in CLIENTS)], shares),
+        "",
+        "Milliseconds to the first token, and between events, which have several tokens where these follow",
+        "each other within 8 ms:",
         "",
         *table(["", *(f"{what}, {n} clients" for n in (16, 64) for what in
                       ("first p50", "first p99", "between p50", "between p99"))], waits),
