@@ -235,7 +235,7 @@ def main(rounds: int, seconds: float, write: bool) -> None:
         "",
         "What is left of the engine's tokens, and the most that could be: the engine computes on all",
         "processors, and the process that speaks HTTP and the clients, who are on the same ones, take the",
-        "rest of their time.",
+        "rest of their time (the engine alone is measured before: more is noise).",
         "",
         *table(["", *(f"{n} client{'s' if n > 1 else ''}" for n in CLIENTS)], shares),
         "",

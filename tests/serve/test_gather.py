@@ -56,13 +56,6 @@ def test_the_end_of_an_answer_waits_for_nothing():
     assert (last.text, last.reason, last.error, last.cached_tokens, last.seed) == ("b", "error", "why", 7, 9)
 
 
-def test_what_was_ended_is_not_sent():
-    gathered = after_a_message(1, 2)
-    gathered.put([delta(1), delta(1, choice=1), delta(2)])
-    gathered.forget(1)
-    assert gathered.take(LATE) == (delta(2),)
-
-
 def test_prompt_logprobs_stay():
     scores = ((5, -1.0, ()),)
     gathered = Gathered()

@@ -38,11 +38,6 @@ class Gathered:
         self._held.clear()
         return deltas
 
-    def forget(self, request: int) -> None:
-        """A request was ended: nobody waits for its tokens."""
-        for key in [key for key in self._held if key[0] == request]:
-            del self._held[key]
-
     def __len__(self) -> int:
         return len(self._held)
 

@@ -237,7 +237,6 @@ class Worker:
         name, number = found
         model = self._models[name]
         model.engine.abort(number)
-        model.gathered.forget(request)
         model.requests.pop(number, None)
         model.left.pop(number, None)
         model.scored.discard(number)
