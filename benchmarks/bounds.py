@@ -1,35 +1,88 @@
 """The most that a machine allows: tokens/s that no program exceeds that reads these weights from memory and
 makes these products, however well it is written."""
 
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
 from paragone.engine.model import Model
+from paragone.kernels import native
+from paragone.model.linear import Linear
 from paragone.model.spec import ModelSpec
+from paragone.ops import pages
+from paragone.ops.threads import threads
 
 EQUAL_PROMPT, EQUAL_ANSWER = 13, 64  # tokens of the equal requests of own_engine.py
 
 
-def bounds(model: Model, read: float, integers: float, floats: float) -> dict[str, float]:
-    """By the names of own_kernels.py's figures. The rates are bytes read, operations on bytes (brought to
-    scale after every 32, as quantised weights need it) and operations on bfloat16 or float32 a second, as
-    native.read_rate and native.multiply_rate measure them: everything else (norms, Python) is taken to cost
-    nothing."""
+class Rates(NamedTuple):
+    """Bytes read a second, and operations a second of bytes with codes of four and of eight bits (brought to
+    scale after every 32, as quantised weights need it) and of bfloat16 or float32. Without VNNI codes of four
+    bits are multiplied at twice the rate of those of eight."""
+
+    read: float
+    int4: float
+    int8: float
+    floats: float
+
+    def of(self, bits: int) -> float:
+        """By the width of a weight."""
+        return {4: self.int4, 8: self.int8, 16: self.floats}[bits]
+
+
+class Machine:
+    """What it gives to a program that does nothing else, for as many bytes as a token reads."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = pages.empty((size,), torch.uint8).fill_(1)
+
+    def rates(self) -> Rates:
+        """The best of a moment."""
+        size, at, count = len(self.memory), self.memory.data_ptr(), threads()
+        return Rates(
+            max(native.read_rate(at, size, count) for _ in range(5)),
+            *(max(native.multiply_rate(bits, count) for _ in range(5)) for bits in (4, 8, 16)),
+        )
+
+    def around(self, figure: Callable[[], float], times: int) -> tuple[float, Rates]:
+        """The median of a figure, and of the better of the rates just before and just after it: machines
+        that are shared give more in one minute than in the next."""
+        values, seen, before = [], [], self.rates()
+        for _ in range(times):
+            values.append(figure())
+            after = self.rates()
+            seen.append(Rates(*map(max, before, after)))
+            before = after
+        return median(values), Rates(*map(median, zip(*seen, strict=True)))
+
+
+def bounds(model: Model, rates: Rates) -> dict[str, float]:
+    """By the names of own_kernels.py's figures. Everything but reading and products (norms, Python) is taken
+    to cost nothing."""
     decoder = model.decoder
-    linears = [linear for block in decoder.blocks for linear in block.linears()]
-    layers = sum(linear.in_features * linear.out_features for linear in linears)
-    head = decoder.spec.hidden_size * decoder.spec.vocab_size
-    rate = integers if model.precision.startswith("int") else floats
+    layers = sum(seconds(linear, rates) for block in decoder.blocks for linear in block.linears())
+    head = seconds(decoder.head, rates)
 
     def step(sequences: int) -> float:
-        return max(decoder.decode_bytes / read, 2 * sequences * (layers + head) / rate)
+        return max(decoder.decode_bytes / rates.read, sequences * (layers + head))
 
     def prompt(length: int) -> float:
-        products = 2 * (length * layers + head) / rate
-        return products + attention_operations(decoder.spec, length) / floats
+        return length * layers + head + attention_operations(decoder.spec, length) / rates.floats
 
     found = {f"decode{n}": n / step(n) for n in (1, 16, 64)}
     found |= {f"prefill{n}": n / prompt(n) for n in (512, 4096)}
     for n in (16, 64):
         found[f"seq{n}"] = n * EQUAL_ANSWER / (n * prompt(EQUAL_PROMPT) + EQUAL_ANSWER * step(n))
     return found
+
+
+def seconds(linear: Linear, rates: Rates) -> float:
+    """Of its products for one token."""
+    parts = [(len(part), 16 if isinstance(part, Tensor) else part.packing.bits) for part in linear.parts]
+    return sum(2 * rows * linear.in_features / rates.of(bits) for rows, bits in parts)
 
 
 def attention_operations(spec: ModelSpec, length: int) -> float:

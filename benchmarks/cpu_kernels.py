@@ -83,9 +83,7 @@ def rounds_of(count: int) -> list[dict[str, Measured]]:
         print(f"round {number + 1} of {count}: vLLM", file=sys.stderr)
         path, precision = files()["Q4_0"]
         equal = run(sys.executable, "own_kernels.py", "throughput", path, precision)[1]
-        measured[EQUAL_REQUESTS] = json.loads(equal) | {
-            key: most for key, most in measured["Paragone Q4_0"].items() if key.startswith("most_")
-        }
+        measured[EQUAL_REQUESTS] = json.loads(equal)
         measured["vLLM"] = json.loads(run(vllm, "peer_vllm.py", "throughput", exported())[1])
         measured["vLLM"] |= json.loads(run(vllm, "peer_vllm.py", "prefill", exported())[1])
         measured["start"] = {
@@ -156,17 +154,18 @@ def main(rounds: int, write: bool) -> None:
         "",
         "As ratios: what is aimed at, what it is, and what a program would have that reads the weights at",
         "the rate below, makes the products at that of registers alone, and needs no time for anything else",
-        "(what is above its most was measured while the machine gave more than it did for the limit):",
+        "(measured just before and just after each figure, the better of the two):",
         "",
         *table(["", "aimed at", "measured", "the most"], limits),
         "",
         "One sequence is bound by reading the weights. Beside it, what the machine reads when it does",
-        "nothing else (measured behind it: memory that is shared gives more in one minute than in the next):",
+        "nothing else, just before or just after:",
         "",
         *table(["weights", "MB a token", "GB/s decoding", "GB/s reading", "share"], shares),
         "",
-        f"On registers alone the machine makes {own('int8_tops'):.2f} TOP/s with bytes, brought to scale",
-        f"after every 32, and {own('bf16_tflops'):.2f} TFLOP/s with bfloat16. From exec to the first token:",
+        f"On registers alone the machine makes {own('int4_tops'):.2f} TOP/s with codes of 4 bits, brought to",
+        f"scale after every 32, {own('int8_tops'):.2f} with those of 8, and {own('bf16_tflops'):.2f} TFLOP/s",
+        "with bfloat16. From exec to the first token:",
         f"{start[0]} s (llama.cpp {start[1]} s, vLLM {start[2]} s).",
     ]
     print("\n".join(lines))

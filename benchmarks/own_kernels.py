@@ -3,38 +3,30 @@
     python own_kernels.py speed|throughput FILE PRECISION
 
 `speed` prints one JSON line: tokens/s of prompts of 512 and 4,096, of decoding 1, 16 and 64 sequences through
-the engine, the most of each that the machine allows (bounds.py), the share of the machine's reading rate
-that decoding uses, and what memory took at most beside weights and cache. `throughput` is own_engine.py's, of
-equal requests with their prompts.
+the engine, the most of each that the machine allowed at the time (bounds.py), the share of the machine's
+reading rate that decoding uses, and what memory took at most beside weights and cache. `throughput` is
+own_engine.py's, of equal requests with their prompts, with the most of each.
 """
 
 import json
 import sys
 import time
-from statistics import median
+from functools import partial
 from typing import Any
 
-import torch
-
 import paragone
-from benchmarks.bounds import bounds
+from benchmarks.bounds import Machine, Rates, bounds
 from benchmarks.own_engine import throughput
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.resources import peak_memory_bytes
-from paragone.kernels import native
-from paragone.ops import pages
-from paragone.ops.threads import threads
 
 
 def prefill(model: Any, length: int) -> float:
     prompt = [100 + i % 900 for i in range(length)]
-    rates = []
-    for _ in range(5):
-        engine = Engine(
-            model.decoder, model.tokenizer, EngineConfig(find_prefixes=False, max_num_batched_tokens=4096)
-        )
-        rates.append(length / engine.run([Request(prompt, SamplingParams(max_tokens=1))])[0].ttft_s)
-    return median(rates[1:])
+    engine = Engine(
+        model.decoder, model.tokenizer, EngineConfig(find_prefixes=False, max_num_batched_tokens=4096)
+    )
+    return length / engine.run([Request(prompt, SamplingParams(max_tokens=1))])[0].ttft_s
 
 
 def decoding(model: Any, sequences: int) -> float:
@@ -58,31 +50,32 @@ def speed(model: Any) -> dict[str, float]:
     model.generate(prompt, max_tokens=64, ignore_eos=True)
     spec = model.decoder.spec
     over = peak_memory_bytes() - model.decoder.weight_bytes - spec.kv_bytes(576, 2)
-    out = {f"decode{n}": median(decoding(model, n) for _ in range(3)) for n in (1, 16, 64)}
-    out |= {f"prefill{n}": prefill(model, n) for n in (512, 4096)}
     size = model.decoder.decode_bytes
-    memory = pages.empty((size,), torch.uint8).fill_(1)
-    rate = median(native.read_rate(memory.data_ptr(), size, threads()) for _ in range(9))
-    integers, floats = (native.multiply_rate(kind, threads()) for kind in (True, False))
-    most = {f"most_{key}": value for key, value in bounds(model, rate, integers, floats).items()}
-    return (
-        out
-        | most
-        | {
-            "bandwidth_share": out["decode1"] * size / rate,
-            "read_gb_per_s": rate / 1e9,
-            "weight_bytes": size,
-            "over_bytes": over,
-            "int8_tops": integers / 1e12,
-            "bf16_tflops": floats / 1e12,
-        }
-    )
+    machine = Machine(size)
+    figures = {f"decode{n}": (partial(decoding, model, n), 3) for n in (1, 16, 64)}
+    figures |= {f"prefill{n}": (partial(prefill, model, n), 5) for n in (512, 4096)}
+    out: dict[str, float] = {"weight_bytes": size, "over_bytes": over}
+    for key, (figure, times) in figures.items():
+        figure()  # memory is taken, and the caches are warm
+        out[key], rates = machine.around(figure, times)
+        out[f"most_{key}"] = bounds(model, rates)[key]
+        if key == "decode1":
+            out |= {"read_gb_per_s": rates.read / 1e9, "bandwidth_share": out[key] * size / rates.read}
+    operations = {"int4_tops": rates.int4, "int8_tops": rates.int8, "bf16_tflops": rates.floats}
+    return out | {name: rate / 1e12 for name, rate in operations.items()}
+
+
+def equal_requests(model: Any) -> dict[str, float]:
+    machine = Machine(model.decoder.decode_bytes)
+    before, out, after = machine.rates(), throughput(model), machine.rates()
+    most = bounds(model, Rates(*map(max, before, after)))
+    return out | {f"most_{key}": most[key] for key in ("seq16", "seq64")}
 
 
 def main(mode: str, path: str, precision: str) -> None:
     model = paragone.load(path, precision=precision)  # type: ignore[arg-type]
     model.generate("The sky is", max_tokens=8)
-    print(json.dumps(speed(model) if mode == "speed" else throughput(model)))
+    print(json.dumps(speed(model) if mode == "speed" else equal_requests(model)))
 
 
 if __name__ == "__main__":

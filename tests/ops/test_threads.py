@@ -115,7 +115,7 @@ def test_fewer_where_more_are_no_faster(monkeypatch):
             return 1e10
 
         @staticmethod
-        def multiply_rate(_integers, count):
+        def multiply_rate(_bits, count):
             return 1e12 * min(count, 4)
 
     monkeypatch.setattr(module, "native", Flat)

@@ -52,6 +52,12 @@ class Scheduler:
         sequence.status = Status.WAITING
         insort(self.waiting, sequence, key=lambda s: s.order)
 
+    @property
+    def prompt_tokens_left(self) -> int:
+        """Tokens that are still to be read before answers go on one by one."""
+        left = (len(s.token_ids) - s.computed for line in (self.running, self.waiting) for s in line)
+        return sum(count for count in left if count > 1)
+
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and gives its blocks back at once."""
         if sequence.status is Status.RUNNING:

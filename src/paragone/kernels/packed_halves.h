@@ -1,8 +1,8 @@
 // Products of packed weights with few registers: a quad of each row at a time passes all tokens of a tile.
 //
-// Before VNNI, instructions add two products of bytes up in 16 bits, and saturate. Codes of four bits are multiplied so:
-// 32 products of at most 15 * 127 still fit into 16 bits, and the sums of a scale are widened only once. Codes of eight
-// bits do not fit: they are multiplied in 16 bits, the even and the odd ones.
+// Before VNNI, instructions add two products of bytes up in 16 bits, and saturate. Of codes of four bits 32 products of
+// at most 15 * 127 still fit into 16 bits: the sums of a scale are widened only once. Of codes of eight bits two fit
+// where signs are the inputs' own: the size of a code, of up to 128, times what is left of the input.
 #pragma once
 
 #include "finish.h"
@@ -10,39 +10,10 @@
 
 namespace PARAGONE_LEVEL {
 
-static_assert(32 / 2 * 15 * 127 < 1 << 15);
+static_assert(32 / 2 * 15 * 127 < 1 << 15 && 2 * 128 * 127 < 1 << 15);
 
 template <int BITS> constexpr bool IN_BYTES = !QUADS && BITS == 4;
-template <int BITS> constexpr bool IN_HALVES = !QUADS && BITS == 8;
-
-PARAGONE_INLINE VT even_codes(VI codes) { return (VT)(codes & 0x00ff00ff); }
-PARAGONE_INLINE VT odd_codes(VI codes) { return (VT)((VU)codes >> 8 & 0x00ff00ff); }
-PARAGONE_INLINE VT even_numbers(VI bytes) { return (VT)bytes << 8 >> 8; }
-PARAGONE_INLINE VT odd_numbers(VI bytes) { return (VT)bytes >> 8; }
-
-// A block of M tokens as products want it: their codes as they lie, or in 16 bits, the even and the odd ones of a quad.
-template <int BITS, int M> struct Tokens {
-    static constexpr int OWN = BLOCK / 4 / W;  // registers
-    const Quantised* first;
-    long stride;
-    alignas(64) VI even[M][OWN], odd[M][OWN];
-
-    PARAGONE_MEMBER Tokens(const Quantised* x, long x_stride) : first(x), stride(x_stride) {
-        if constexpr (IN_HALVES<BITS>)
-#pragma GCC unroll 8
-            for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-                for (int r = 0; r < OWN; r++) {
-                    VI bytes = load_words(x[i * stride].codes + r * 4 * W);
-                    even[i][r] = (VI)even_numbers(bytes);
-                    odd[i][r] = (VI)odd_numbers(bytes);
-                }
-    }
-
-    PARAGONE_MEMBER VI bytes(int i, int quad) const { return splat_word(first[i * stride].codes + 4 * quad); }
-    PARAGONE_MEMBER VT evens(int i, int quad) const { return (VT)splat_word((const char*)even[i] + 4 * quad); }
-    PARAGONE_MEMBER VT odds(int i, int quad) const { return (VT)splat_word((const char*)odd[i] + 4 * quad); }
-};
+template <int BITS> constexpr bool SIGNED = !QUADS && BITS == 8;
 
 // Panels [p, p + P) by tokens [m, m + M).
 template <int BITS, bool MINIMUM, bool FINE, int P, int M>
@@ -55,7 +26,6 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
     VF sums[M][P * V] = {};
     for (long b = 0; b < blocks; b++, panel += SIZE, x++) {
         coming.fetch_some();
-        Tokens<BITS, M> tokens(x, blocks);
         for (int part = 0; part < PARTS; part++) {
             Quarter<BITS, MINIMUM, FINE, P> w;
             VI whole[M][P * V];
@@ -67,21 +37,26 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
                 for (int i = 0; i < 4; i++) {
                     int quad = (part * QUARTERS + quarter) * 4 + i;
                     bool begin = quarter == 0 && i == 0;
+                    VI own[P * V], size[P * V];
+#pragma GCC unroll 4
+                    for (int q = 0; SIGNED<BITS> && q < P * V; q++) {
+                        own[q] = w.codes[i][q] ^ 0x80808080;  // less the center
+                        size[q] = sizes_of_bytes(own[q]);
+                    }
 #pragma GCC unroll 8
                     for (int t = 0; t < M; t++) {
+                        VI four = splat_word(x[t * blocks].codes + 4 * quad);
 #pragma GCC unroll 4
                         for (int q = 0; q < P * V; q++) {
                             VI code = w.codes[i][q];
                             if constexpr (QUADS) {
-                                VI before = begin ? VI{} : whole[t][q];
-                                whole[t][q] = dot_quads(before, code, tokens.bytes(t, quad));
+                                whole[t][q] = dot_quads(begin ? VI{} : whole[t][q], code, four);
                             } else if constexpr (IN_BYTES<BITS>) {
-                                VT two = dot_bytes(code, tokens.bytes(t, quad));
+                                VT two = dot_bytes(code, four);
                                 halves[t][q] = in_turn(begin ? two : halves[t][q] + two);
                             } else {
-                                VI even = dot_halves(even_codes(code), tokens.evens(t, quad));
-                                VI odd = dot_halves(odd_codes(code), tokens.odds(t, quad));
-                                whole[t][q] = in_turn(begin ? even + odd : whole[t][q] + even + odd);
+                                VI both = dot_halves(dot_bytes(size[q], with_signs(four, own[q])), 1 - VT{});
+                                whole[t][q] = in_turn(begin ? both : whole[t][q] + both);
                             }
                         }
                     }
@@ -93,7 +68,8 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
 #pragma GCC unroll 4
                 for (int q = 0; q < P * V; q++) {
                     if constexpr (IN_BYTES<BITS>) whole[t][q] = dot_halves(halves[t][q], 1 - VT{});
-                    VF sum = __builtin_convertvector(whole[t][q] + share.start, VF);
+                    if constexpr (!SIGNED<BITS>) whole[t][q] += share.start;
+                    VF sum = __builtin_convertvector(whole[t][q], VF);
                     sums[t][q] += sum * (w.scales[q] * share.scale);
                     if constexpr (MINIMUM) sums[t][q] += w.minima[q] * share.total;
                 }

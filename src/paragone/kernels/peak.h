@@ -5,52 +5,80 @@
 
 namespace PARAGONE_LEVEL {
 
-constexpr int CHAINS = W == 16 ? 12 : 6;  // of dependent products, side by side: with their sums they fit into the registers
+// Of dependent products, side by side: those of codes fit into the registers with their sums.
+constexpr int CHAINS = W == 16 ? 12 : 6, FLOAT_CHAINS = 12;
 constexpr int SCALED = 8;  // words of four bytes whose sum has a scale of its own, as in the formats of files
 
-// Returns how many operations it were, a product and a sum being two. What bytes give is brought to scale: every
-// product with quantised weights needs that, too.
-static long multiply(bool integers, long rounds) {
-    volatile int32_t unknown = 0x01010101;  // or the compiler would know what comes out
-    VI whole[CHAINS], x = unknown - VI{};
-    VF sums[CHAINS], scale = (VF)x;
-    for (int c = 0; c < CHAINS; c++) {
-        whole[c] = unknown - VI{};
-        sums[c] = (VF)whole[c];
-    }
-    for (long r = 0; integers && r < rounds; r += SCALED) {
+// Sums of SCALED words of codes of so many bits, in every chain.
+template <int BITS> PARAGONE_INLINE void sums_of(VI (&whole)[CHAINS], VI& x) {
+#if PARAGONE_LANES > 4
+    if constexpr (!QUADS) {
+        VT halves[CHAINS];
 #pragma GCC unroll 8
         for (int word = 0; word < SCALED; word++)
 #pragma GCC unroll 12
-            for (int c = 0; c < CHAINS; c++)
-#if PARAGONE_LANES > 4
-                whole[c] = QUADS ? dot_quads(whole[c], x, x) : (VI)((VT)whole[c] + dot_bytes(x = in_turn(x), x));
-#else
-                whole[c] = dot_quads(whole[c], x, x);
-#endif
+            for (int c = 0; c < CHAINS; c++) {
+                x = in_turn(x);
+                if constexpr (BITS == 4) {
+                    VT two = dot_bytes(x, x);
+                    halves[c] = in_turn(word ? halves[c] + two : two);
+                } else {
+                    VI both = dot_halves(dot_bytes(x, with_signs(x, x)), 1 - VT{});
+                    whole[c] = in_turn(word ? whole[c] + both : both);
+                }
+            }
 #pragma GCC unroll 12
-        for (int c = 0; c < CHAINS; c++) {
-            VI sum = whole[c];
-#if PARAGONE_LANES > 4
-            if (!QUADS) sum = dot_halves((VT)sum, 1 - VT{});
-#endif
-            sums[c] += __builtin_convertvector(sum, VF) * scale;
-        }
+        for (int c = 0; BITS == 4 && c < CHAINS; c++) whole[c] = dot_halves(halves[c], 1 - VT{});
+        return;
     }
-    for (long r = 0; !integers && r < rounds; r++)
-        for (int c = 0; c < CHAINS; c++)
+#endif
+#pragma GCC unroll 8
+    for (int word = 0; word < SCALED; word++)
+#pragma GCC unroll 12
+        for (int c = 0; c < CHAINS; c++) whole[c] = dot_quads(whole[c], x, x);
+}
+
+// Returns how many operations it were, a product and a sum being two. Codes of 4 or 8 bits are multiplied as bytes, and
+// brought to scale: every product with them needs that.
+template <int BITS> static long multiply_codes(long rounds) {
+    volatile int32_t unknown = 0x01010101;  // or the compiler would know what comes out
+    VI whole[CHAINS], x = unknown - VI{};
+    VF sums[CHAINS] = {}, scale = (VF)x;
+    for (int c = 0; c < CHAINS; c++) whole[c] = unknown - VI{};
+    for (long r = 0; r < rounds; r += SCALED) {
+        sums_of<BITS>(whole, x);
+#pragma GCC unroll 12
+        for (int c = 0; c < CHAINS; c++) sums[c] += __builtin_convertvector(whole[c], VF) * scale;
+    }
+    for (int c = 1; c < CHAINS; c++) sums[0] += sums[c];
+    volatile float kept = sums[0][0];
+    (void)kept;
+    return rounds * CHAINS * 2 * 4 * W;
+}
+
+// The same of weights that are not quantised.
+static long multiply_numbers(long rounds) {
+    volatile int32_t unknown = 0x01010101;
+    VI x = unknown - VI{};
+    VF sums[FLOAT_CHAINS] = {};
+    for (long r = 0; r < rounds; r++)
+#pragma GCC unroll 12
+        for (int c = 0; c < FLOAT_CHAINS; c++)
 #if defined(__AVX512BF16__)
             sums[c] = dot_pairs(sums[c], x, x);
 #else
             sums[c] = sums[c] * (VF)x + (VF)x;
 #endif
-    for (int c = 1; c < CHAINS; c++) {
-        whole[0] += whole[c];
-        sums[0] += sums[c];
-    }
-    volatile float kept = sums[0][0] + whole[0][0];
+    for (int c = 1; c < FLOAT_CHAINS; c++) sums[0] += sums[c];
+    volatile float kept = sums[0][0];
     (void)kept;
-    return rounds * CHAINS * 2 * (integers ? 4 * W : NUMBERS * W);
+    return rounds * FLOAT_CHAINS * 2 * NUMBERS * W;
+}
+
+static long multiply(int bits, long rounds) {
+    return bits == 4   ? multiply_codes<4>(rounds)
+           : bits == 8 ? multiply_codes<8>(rounds)
+                       : multiply_numbers(rounds);
 }
 
 // Reads whole lines; what it returns keeps the reading from being left out.

@@ -1,8 +1,8 @@
 // Products of a few tokens with bfloat16 rows as they lie. They are bound by reading the weight, and each byte is read
-// once. A token alone takes the rows one after the other, in the order of their lines, and the processor fetches ahead
-// by itself as fast as memory gives. Several tokens share a block of rows, or loading them anew for every row would be
-// the limit; the next block but one is fetched meanwhile, line by line as it lies: memory gives neighbours sooner than
-// one line of every row.
+// once. With wide registers a token alone takes the rows one after the other, in the order of their lines, and the
+// processor fetches ahead by itself as fast as memory gives; with narrow ones it would wait for its own sums. Several
+// tokens share a block of rows, or loading them anew for every row would be the limit; the next block but one is
+// fetched meanwhile, line by line as it lies: memory gives neighbours sooner than one line of every row.
 #pragma once
 
 #include "finish.h"
@@ -96,7 +96,7 @@ static void rows_by_tokens(const uint16_t* w, long row, long D, const Word* x, l
     long words = words_of(D);
     auto some = [&]<int COUNT>(long m) {
         float out[COUNT][R];
-        if constexpr (COUNT == 1) row_by_row<R>(w + row * D, D, x + m * words, out[0]);
+        if constexpr (COUNT == 1 && W == 16) row_by_row<R>(w + row * D, D, x + m * words, out[0]);
         else block<R, COUNT>(w + row * D, D, x + m * words, words, out);
         for (int i = 0; i < COUNT; i++) finish(to, m + i, row, R, out[i]);
     };

@@ -107,7 +107,7 @@ struct Kernels {
     // E numbers to an eight-bit slot.
     void (*quantize_slot)(const float* x, long E, int8_t* row);
     // Multiplies on registers alone, bytes or what products with bfloat16 are made of; returns how many operations.
-    long (*multiply)(bool integers, long rounds);
+    long (*multiply)(int bits, long rounds);
     int32_t (*read_lines)(const uint8_t* from, long bytes);
     // to = e^((x - top) * factor), and their sum.
     double (*exponentials)(const float* x, long n, float top, float factor, float* to);

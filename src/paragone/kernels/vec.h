@@ -194,6 +194,24 @@ PARAGONE_INLINE VT dot_bytes(VI w, VI x) {
 #endif
 }
 
+// Of bytes; that of -128 is 128, which unsigned bytes hold.
+PARAGONE_INLINE VI sizes_of_bytes(VI v) {
+#if PARAGONE_LANES == 16
+    return (VI)_mm512_abs_epi8((__m512i)v);
+#else
+    return (VI)_mm256_abs_epi8((__m256i)v);
+#endif
+}
+
+// The bytes of v, those with the sign turned whose byte of `signs` is negative. Where that is zero, any.
+PARAGONE_INLINE VI with_signs(VI v, VI signs) {
+#if PARAGONE_LANES == 16
+    return (VI)_mm512_mask_sub_epi8((__m512i)v, _mm512_movepi8_mask((__m512i)signs), __m512i{}, (__m512i)v);
+#else
+    return (VI)_mm256_sign_epi8((__m256i)v, (__m256i)signs);
+#endif
+}
+
 // What compilers take as computed here: else they gather many products before they add them up, for which there are too
 // few registers.
 template <class T> PARAGONE_INLINE T in_turn(T v) {

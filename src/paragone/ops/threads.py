@@ -166,4 +166,4 @@ def gains_by_pinning(count: int) -> bool:
 def _seconds(memory: Tensor, count: int) -> float:
     """For reading it, and for 10^9 products."""
     reading = len(memory) / native.read_rate(memory.data_ptr(), len(memory), count)
-    return float(reading + 1e9 / native.multiply_rate(True, count))
+    return float(reading + 1e9 / native.multiply_rate(4, count))

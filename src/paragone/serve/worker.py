@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paragone import limits
 from paragone.errors import MalformedData, message_of
-from paragone.serve.gather import Gathered
+from paragone.serve.gather import Gathered, interval
 from paragone.serve.messages import (
     Abort,
     Begun,
@@ -45,6 +46,7 @@ from paragone.serve.messages import (
 
 PR_SET_PDEATHSIG = 1
 RESIDENT_EVERY_S = 0.5
+ALIVE_EVERY_S = 0.5  # while a prompt is read there is nothing else to say
 GONE = object()  # in the line of messages: there is nobody at the other end
 
 
@@ -72,6 +74,7 @@ class Worker:
         self._numbers: dict[int, tuple[str, int]] = {}  # model and engine's number, by request
         self._compiling: dict[int, Future[Any]] = {}
         self._resident = 0, 0.0
+        self._told = 0.0  # when something was last said
 
     def run(self) -> None:
         """Until the other end is gone."""
@@ -84,12 +87,13 @@ class Worker:
             while message is not None:
                 if message is GONE:
                     return
-                self._flush()  # what is asked now may take longer than a step
                 self._handle(message)
                 message = self._next(wait=False)
             for name in busy:
                 if name in self._models:
-                    self._step(name, self._models[name], alone=len(busy) == 1)
+                    self._step(name, self._models[name])
+                    if len(busy) > 1:  # it is another's turn
+                        self._flush(name)
 
     def _next(self, *, wait: bool) -> Any:
         try:
@@ -108,6 +112,7 @@ class Worker:
         self._line.put(GONE)
 
     def _send(self, message: Any) -> None:
+        self._told = time.monotonic()
         self._channel.sendall(frame(message))
 
     def _handle(self, message: Any) -> None:
@@ -240,19 +245,18 @@ class Worker:
         model.requests.pop(number, None)
         model.left.pop(number, None)
         model.scored.discard(number)
+        model.gathered.drop(request)
         if not model.engine.has_work():
-            self._tell(name, model, 0.0)
+            self._send(Step(name, (), self._state(model, 0.0)))
 
-    def _flush(self) -> None:
-        for name, model in self._models.items():
-            if model.gathered:
-                self._tell(name, model, 0.0)
+    def _flush(self, name: str) -> None:
+        model = self._models[name]
+        if model.gathered:
+            self._send(Step(name, model.gathered.take(time.monotonic()), self._state(model, 0.0)))
 
-    def _tell(self, name: str, model: Running, seconds: float) -> None:
-        deltas = model.gathered.take(time.monotonic())
-        self._send(Step(name, deltas, self._state(model, seconds)))
-
-    def _step(self, name: str, model: Running, *, alone: bool) -> None:
+    def _step(self, name: str, model: Running) -> None:
+        if model.engine.scheduler.prompt_tokens_left > limits.GATHER_PROMPT_TOKENS:
+            self._flush(name)  # it takes longer than anything should wait
         begin = time.perf_counter()
         chunks = model.engine.step()
         deltas = []
@@ -272,10 +276,10 @@ class Worker:
                     del model.requests[chunk.index], model.left[chunk.index], self._numbers[request]
         model.steps += 1
         model.gathered.put(deltas)
-        # Kept only where the next step comes at once and has no prompt to read.
-        calm = alone and self._line.empty() and model.engine.has_work() and not model.engine.scheduler.waiting
-        if not calm or model.gathered.due(time.monotonic()):
-            self._tell(name, model, time.perf_counter() - begin)
+        now, least = time.monotonic(), interval(len(model.engine.scheduler.running))
+        due = model.gathered.take(now, least)
+        if due or now - self._told > ALIVE_EVERY_S:
+            self._send(Step(name, due, self._state(model, time.perf_counter() - begin)))
 
     def _state(self, model: Running, seconds: float) -> State:
         engine, now = model.engine, time.monotonic()
