@@ -125,32 +125,35 @@ def watched(pid: int, port: int, clients: int, seconds: float) -> Measured:
     return measured | {"besides": (spent() - before) / processors}
 
 
-def own_engine(seconds: float) -> Measured:
-    """The engine alone, in a closed loop of the same requests."""
+def own_engine(clients: int, seconds: float) -> float:
+    """Tokens/s of the engine alone, in a closed loop of the same requests."""
     path, precision = files()["Q4_0"]
     command = [sys.executable, "-m", "benchmarks.own_loop", str(path), precision, str(seconds), str(TOKENS),
-               *map(str, CLIENTS)]  # fmt: skip
+               str(clients)]  # fmt: skip
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE.parent)
-    measured: Measured = json.loads(found.stdout.splitlines()[-1])
-    return measured
+    return float(json.loads(found.stdout.splitlines()[-1])[str(clients)])
+
+
+def beside_engine(pid: int, port: int, clients: int, seconds: float) -> tuple[Measured, float]:
+    """Our own server, and the engine alone, before and after, for half the time each, while the server has
+    nothing to do: a shared machine is not the same a minute later."""
+    before = own_engine(clients, seconds / 2)
+    measured = watched(pid, port, clients, seconds)
+    return measured, (before + own_engine(clients, seconds / 2)) / 2
 
 
 def one_round(number: int, rounds: int, seconds: float) -> Measured:
     measured: Measured = {}
 
-    def say(what: str) -> None:
-        print(f"round {number + 1} of {rounds}: {what}", file=sys.stderr)
-
-    say("the engine alone")
-    before = own_engine(seconds / 2)
     for name in ("Paragone", "llama.cpp", "vLLM"):
-        say(name)
+        print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
         with started(name) as (process, port):
-            measured[name] = {str(n): watched(process.pid, port, n, seconds) for n in CLIENTS}
-        if name == "Paragone":
-            say("the engine alone, again")
-            after = own_engine(seconds / 2)
-            measured["engine"] = {n: (rate + after[n]) / 2 for n, rate in before.items()}
+            if name != "Paragone":
+                measured[name] = {str(n): watched(process.pid, port, n, seconds) for n in CLIENTS}
+                continue
+            both = {str(n): beside_engine(process.pid, port, n, seconds) for n in CLIENTS}
+            measured[name] = {n: served for n, (served, _) in both.items()}
+            measured["engine"] = {n: engine for n, (_, engine) in both.items()}
     print(json.dumps(measured), file=sys.stderr)  # not lost where a later part fails
     return measured
 
@@ -243,7 +246,8 @@ def main(rounds: int, seconds: float, write: bool) -> None:
         "",
         "What is left of the engine's tokens, and the most that could be: the engine computes on all",
         "processors, and the process that speaks HTTP and the clients, who are on the same ones, take the",
-        "rest of their time. The engine alone is measured before and after, by half the time each.",
+        "rest of their time. The engine alone is measured just before and just after, for half the time",
+        "each.",
         "",
         *table(["", *(f"{n} client{'s' if n > 1 else ''}" for n in CLIENTS)], shares),
         "",
