@@ -255,7 +255,7 @@ class Worker:
             self._send(Step(name, model.gathered.take(time.monotonic()), self._state(model, 0.0)))
 
     def _step(self, name: str, model: Running) -> None:
-        if model.engine.scheduler.prompt_tokens_left > limits.GATHER_PROMPT_TOKENS:
+        if model.gathered and model.engine.scheduler.prompt_tokens_left > limits.GATHER_PROMPT_TOKENS:
             self._flush(name)  # it takes longer than anything should wait
         begin = time.perf_counter()
         chunks = model.engine.step()
