@@ -54,6 +54,9 @@ class Answer:
     allowed: Allowed | None = None
     begun: float = field(default_factory=time.perf_counter)
 
+    def __post_init__(self) -> None:
+        self._stops = *self.params.stop, *self.request.stop
+
     @property
     def params(self) -> SamplingParams:
         return self.completion.params
@@ -61,17 +64,21 @@ class Answer:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of its prompt's tokens are still missing."""
-        done = len(self.completion.prompt_logprobs) >= len(self.sequence.prompt_ids) - 1
-        return self.choice == 0 and self.params.prompt_logprobs is not None and not done
+        if self.params.prompt_logprobs is None or self.choice:
+            return False
+        return len(self.completion.prompt_logprobs) < len(self.sequence.prompt_ids) - 1
 
-    def choose(self, part: Scheduled, rows: Tensor, best: list[int]) -> tuple[list[int], list[TokenLogprobs]]:
-        """The next tokens from their logits: one, and one more for each guess that turns out right."""
+    def choose(
+        self, part: Scheduled, logits: Tensor, best: list[int], row: int = 0
+    ) -> tuple[list[int], list[TokenLogprobs]]:
+        """The next tokens from their logits, rows from `row` on: one, and one more for each guess that turns
+        out right."""
         tokens: list[int] = []
         entries: list[TokenLogprobs] = []
         for at in range(part.num_logits):
             try:
                 mask = None if self.allowed is None else self.allowed([*self.sequence.answer_ids, *tokens])
-                token, logprobs = self.sampler.choose(rows[at], best[at], mask)
+                token, logprobs = self.sampler.choose(logits[row + at], best[row + at], mask)
             except Exception:
                 if not tokens:
                     raise
@@ -113,7 +120,7 @@ class Answer:
         tokenizer = self.tokenizer
         # Before its least length nothing ends an answer, and nothing is held back for a stop string.
         early = len(self.completion.token_ids) < self.params.min_tokens
-        self.stream.stops = () if early else (*self.params.stop, *self.request.stop)
+        self.stream.stops = () if early else self._stops
         if token in self.stop_ids and not early:
             return "", "stop"
         # Special tokens are the model's punctuation between turns, not part of a text.

@@ -165,13 +165,16 @@ class BlockManager:
         least up to `least`, where there are not enough. What is out of reach is given back first. Returns the
         length that there is room for now, 0 where nothing was taken."""
         for at, (reach, pool) in enumerate(zip(self.reaches, self.pools, strict=True)):
+            if reach is None:
+                continue
             table = slots.tables[at]
             first = min(self._first_block(reach, computed), len(table))
             for i in range(slots.first[at], first):
                 pool.release(table[i])
                 table[i], slots.first[at] = NONE, i + 1
-        blocks = min(len(t) + p.num_free for t, p in zip(slots.tables, self.pools, strict=True))
-        length = min(length, blocks * self.block_size)
+        if len(min(slots.tables, key=len)) * self.block_size < length:
+            blocks = min(len(t) + p.num_free for t, p in zip(slots.tables, self.pools, strict=True))
+            length = min(length, blocks * self.block_size)
         if length < least or length <= computed:
             return 0
         needed = -(-length // self.block_size)

@@ -237,26 +237,28 @@ class Engine:
 
     def _take_all(self, batch: Batch, hidden: Tensor, logits: Tensor, best: list[int]) -> list[Chunk]:
         """The choices of all requests; what fails in one concerns only that one."""
-        chunks, row, token = [], 0, 0
+        chunks, next_row, next_token = [], 0, 0
         for part in batch.scheduled:
-            rows, tokens = slice(row, row + part.num_logits), slice(token, token + part.count)
-            row, token = rows.stop, tokens.stop
+            row, token = next_row, next_token
+            next_row, next_token = row + part.num_logits, token + part.count
             answer = self._answers.get(part.sequence.number)
             if answer is None:  # aborted since, by a callback
                 continue
             try:
                 if answer.wants_prompt_logprobs:
-                    self._score_prompt(answer, part, hidden[tokens])
-                chunk = self._take_one(answer, part, logits[rows], best[rows])
+                    self._score_prompt(answer, part, hidden[token:next_token])
+                chunk = self._take_one(answer, part, logits, best, row)
             except Exception as err:
                 gone = part.sequence.number not in self._answers
                 chunk = None if gone else self._fail(answer, err)
             chunks += [chunk] if chunk else []
         return chunks
 
-    def _take_one(self, answer: Answer, part: Scheduled, rows: Tensor, best: list[int]) -> Chunk | None:
+    def _take_one(
+        self, answer: Answer, part: Scheduled, logits: Tensor, best: list[int], row: int
+    ) -> Chunk | None:
         """Chooses a request's next tokens and says what became certain; None while its prompt is computed."""
-        tokens, entries = answer.choose(part, rows, best)
+        tokens, entries = answer.choose(part, logits, best, row)
         if part.sequence.number not in self._answers:  # its own callback has aborted it
             return None
         if part.draft and self.speculation is not None:

@@ -72,7 +72,7 @@ class Scheduler:
         batch, budget = Batch(), self.max_num_batched_tokens
         chosen: dict[int, Scheduled] = {}
         # Answers before prompts; each group in its order. A sequence may be preempted by one before it.
-        in_order = sorted(self.running, key=lambda s: (s.is_prefill, s.order))
+        in_order = sorted(self.running, key=lambda s: s.is_prefill)
         for place, sequence in enumerate(in_order, 1):
             if sequence.status is Status.RUNNING and budget > 0:
                 spare = budget - (len(in_order) - place)  # a guess takes nobody's token
@@ -85,7 +85,7 @@ class Scheduler:
             if not taken:
                 break
             budget -= taken
-        batch.scheduled = sorted(chosen.values(), key=lambda s: (s.count, s.sequence.order))
+        batch.scheduled = sorted(chosen.values(), key=lambda s: s.count)
         return batch
 
     def _take(

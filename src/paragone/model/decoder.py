@@ -35,6 +35,7 @@ class Decoder:
         scale = spec.embedding_scale
         self._scale = None if scale is None else float(torch.tensor(scale, dtype=dtype))
         self.ropes = [Rope(rope, spec.head_dim) for rope in spec.ropes]
+        self._turning = [rope for rope in self.ropes if rope.depends_on_length]
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +72,7 @@ class Decoder:
 
     def regime(self, longest: int) -> tuple[int, ...]:
         """How the ropes turn a text of so many tokens. A cache serves one regime only."""
-        return tuple(rope.regime(longest) for rope in self.ropes)
+        return tuple([rope.regime(longest) for rope in self._turning])
 
     def hidden(
         self,

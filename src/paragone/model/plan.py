@@ -305,6 +305,8 @@ def _as_arrays(regimes: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]
 
 def _runs(parts: Sequence[Part], lengths: Sequence[int]) -> list[tuple[list[Part], list[int]]]:
     """The parts in runs of so many tokens as are computed at once; long ones are cut."""
+    if sum(part.count for part in parts) <= MOST_TOKENS:
+        return [(list(parts), list(lengths))]
     runs: list[tuple[list[Part], list[int]]] = [([], [])]
     room = MOST_TOKENS
     for part, length in zip(parts, lengths, strict=True):

@@ -93,7 +93,7 @@ class Tokenizer:
 
     def knows(self, token_id: int) -> bool:
         """Whether the vocabulary has this id. Embeddings often have more rows, and vocabularies holes."""
-        return 0 <= token_id < 1 << 32 and self.backend.has_token(token_id)
+        return token_id in self._bytes or (0 <= token_id < 1 << 32 and self.backend.has_token(token_id))
 
     def differs_from(self, other: "Tokenizer") -> int | None:
         """The first id that stands for something else there, None where the two agree on all that both
