@@ -46,6 +46,7 @@ LAYER = {
 }  # fmt: skip
 OUTER = {"model.embed_tokens": (32000, 4096), "lm_head": (32000, 4096), "model.norm": (4096,)}
 PARAMETERS = 7_241_732_096
+A_LAYER = 218_112_000  # of them
 
 
 LOADS: tuple[tuple[Precision, tuple[str, ...], str], ...] = (
@@ -57,12 +58,12 @@ LOADS: tuple[tuple[Precision, tuple[str, ...], str], ...] = (
 )
 
 
-def make(folder: Path, *, numbers: bool = True) -> None:
+def make(folder: Path, *, numbers: bool = True, layers: int = 32) -> None:
     """Writes the folder. Every tensor is a window of its own into one long run of random numbers; or a hole
     in the file, which reads as zeros."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    shards = [{f"model.layers.{i}.{k}.weight": v for k, v in LAYER.items()} for i in range(32)]
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
+    shards = [{f"model.layers.{i}.{k}.weight": v for k, v in LAYER.items()} for i in range(layers)]
     shards.append({f"{k}.weight": v for k, v in OUTER.items()})
     noise = _noise() if numbers else None
     index: dict[str, str] = {}

@@ -92,6 +92,7 @@ def test_again(page):
 
 def test_stopped(page, server):
     page.run("document.getElementById('max_tokens').value = 400")
+    page.run("document.getElementById('temperature').value = 0")  # what is drawn may end at once
     send(page, "And now a long one")
     page.until("document.querySelectorAll('.turn.assistant').length === 2 && "
                "document.querySelectorAll('.turn.assistant')[1].textContent.length > 20")  # fmt: skip
@@ -99,6 +100,7 @@ def test_stopped(page, server):
     page.until("document.getElementById('stop').disabled")
     server.idle()
     page.run("document.getElementById('max_tokens').value = 24")
+    page.run("document.getElementById('temperature').value = ''")
     page.run("document.getElementById('seed').value = 1")
 
 
