@@ -8,6 +8,7 @@ peak over what stays.
 """
 
 import json
+import math
 import mmap
 import os
 import subprocess
@@ -46,7 +47,7 @@ LAYER = {
 }  # fmt: skip
 OUTER = {"model.embed_tokens": (32000, 4096), "lm_head": (32000, 4096), "model.norm": (4096,)}
 PARAMETERS = 7_241_732_096
-A_LAYER = 218_112_000  # of them
+A_LAYER = sum(map(math.prod, LAYER.values()))  # of them
 
 
 LOADS: tuple[tuple[Precision, tuple[str, ...], str], ...] = (

@@ -1,7 +1,6 @@
 """What every test relies on: no network, a home of its own where it asks for one, real models on disk."""
 
 import os
-import sys
 
 import pytest
 from hypothesis import settings
@@ -12,15 +11,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("PARAGONE_THREADS", "2")  # measured, it would be another number from run to run
 if "PYTEST_XDIST_WORKER" in os.environ:  # PyTorch's threads of several processes only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def pytest_runtest_teardown():
-    """A test that has set the number of threads and taken it back has set PyTorch's, too: two of them in each of two
-    processes wait for each other, and what took seconds takes minutes."""
-    torch = sys.modules.get("torch")
-    if torch is not None and "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
 
 # The same examples in every run; PARAGONE_EXPLORE=1 looks for new ones.
 settings.register_profile("same", derandomize=not os.environ.get("PARAGONE_EXPLORE"), deadline=None)

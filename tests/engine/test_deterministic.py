@@ -13,7 +13,7 @@ from paragone.engine.request import Request
 from paragone.errors import BadConfiguration
 from paragone.model.load import load_decoder
 from paragone.model.paged import block_bytes, reaches_of
-from paragone.ops.threads import set_threads, threads
+from paragone.ops.threads import with_threads
 from tests.engine.test_engine import KINDS, prompts
 from tests.tiny import CASES
 
@@ -87,12 +87,8 @@ def test_bit_for_bit(folder, precision, bits, smollm2_tokenizer):
     again = [seen(c) for c in engine.run(asked)]
     check((again, engine), "found again")
     assert engine.blocks.hits > 0
-    before = threads()
-    try:
-        set_threads(1)
+    with with_threads(1):
         check(answers(decoder, smollm2_tokenizer, asked, config), "one thread")
-    finally:
-        set_threads(before)
 
 
 def test_without_it_batches_differ(smollm2_path, smollm2_tokenizer):

@@ -13,7 +13,7 @@ from paragone.model.paged import PagedCache, Part, reaches_of
 from paragone.model.plan import Plan, why_no_plan
 from paragone.ops import implementation
 from paragone.ops.packed import PackedMatrix
-from paragone.ops.threads import set_threads, threads
+from paragone.ops.threads import with_threads
 from tests.parity.test_families import ids_of
 from tests.tiny import CASES
 
@@ -64,9 +64,7 @@ def test_every_family_runs_on_the_kernels(case, precision, tmp_path):
 
 def hidden_of(decoder, count, lengths, longest):
     """Hidden states of two steps of several texts: their beginnings, all but one long, then some tokens each."""
-    before = threads()
-    set_threads(count)
-    try:
+    with with_threads(count):
         blocks, pools = -(-longest // BLOCK_SIZE), len(reaches_of(decoder.spec))
         cache = PagedCache(
             decoder.spec, [blocks * len(lengths)] * pools, BLOCK_SIZE, decoder.dtype, decoder.device
@@ -86,8 +84,6 @@ def hidden_of(decoder, count, lengths, longest):
             ]
             found.append(forward.hidden(step, parts, [longest] * len(parts)).clone())
         return found
-    finally:
-        set_threads(before)
 
 
 @pytest.mark.parametrize("lengths", [[1, 20, 1, 2, 1], [7, 2, 5, 4, 3, 6]], ids=["cut", "whole texts"])

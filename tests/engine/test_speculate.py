@@ -250,7 +250,7 @@ def test_nothing_is_guessed_behind_the_end(smollm2):
         number = engine.add(request)
         answer = engine._answers[number]
         part = Scheduled(answer.sequence, 2, 3, 3, (end, end))
-        tokens, _ = answer.choose(part, torch.zeros(3, 10), [0, 0, 0])
+        tokens, _ = answer.choose(part, torch.zeros(3, 10), [0, 0, 0], 0)
         assert tokens == [end]
 
 

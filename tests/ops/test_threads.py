@@ -120,3 +120,14 @@ def test_fewer_where_more_are_no_faster(monkeypatch):
 
     monkeypatch.setattr(module, "native", Flat)
     assert module.fastest([1, 2, 4, 8, 16]) == 4
+
+
+def test_for_a_while_and_then_as_each_was():
+    kernels, torchs = module.threads(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(kernels + 1)
+        with module.with_threads(kernels + 2):
+            assert (module.threads(), torch.get_num_threads()) == (kernels + 2, kernels + 2)
+        assert (module.threads(), torch.get_num_threads()) == (kernels, kernels + 1)
+    finally:
+        torch.set_num_threads(torchs)

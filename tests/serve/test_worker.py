@@ -9,7 +9,6 @@ import pytest
 from paragone import limits
 from paragone.engine.request import Chunk
 from paragone.serve import worker
-from paragone.serve.gather import Gathered
 from paragone.serve.messages import Frames, FromEngine, Step
 
 
@@ -33,7 +32,6 @@ class Scripted:
 @pytest.fixture
 def ends():
     here, there = socket.socketpair()
-    there.settimeout(5)
     with here, there:
         yield here, there
 
@@ -51,7 +49,7 @@ def said(channel):
 def begun(ends, *steps):
     """A worker that has just sent an answer's first token."""
     own, engine = worker.Worker(ends[0]), Scripted((0, "a"), *steps)
-    model = worker.Running(engine, None, requests={0: 1}, left={0: 1}, gathered=Gathered())
+    model = worker.Running(engine, None, requests={0: 1}, left={0: 1})
     own._models["m"] = model
     own._step("m", model)
     (first,) = said(ends[1])

@@ -69,7 +69,7 @@ class Answer:
         return len(self.completion.prompt_logprobs) < len(self.sequence.prompt_ids) - 1
 
     def choose(
-        self, part: Scheduled, logits: Tensor, best: list[int], row: int = 0
+        self, part: Scheduled, logits: Tensor, best: list[int], row: int
     ) -> tuple[list[int], list[TokenLogprobs]]:
         """The next tokens from their logits, rows from `row` on: one, and one more for each guess that turns
         out right."""

@@ -13,7 +13,7 @@ from paragone.engine.params import SamplingParams
 from paragone.engine.request import Completion, Request
 from paragone.errors import ParagoneError
 from paragone.model.paged import block_bytes, reaches_of
-from paragone.ops.threads import set_threads, threads
+from paragone.ops.threads import threads, with_threads
 
 STRICT = EngineConfig(deterministic=True)
 ROUNDS = 3
@@ -68,12 +68,8 @@ def determinism(model: Model) -> Iterator[Finding]:
     guessed = sum(completion.guessed_tokens for completion in guessing)
     yield compare(f"with {guessed} guesses from the prompt", guessing)
     yield compare("joining one by one", _staggered(model, asked))
-    before = threads()
-    try:
-        set_threads(1 if before > 1 else 2)
+    with with_threads(1 if threads() > 1 else 2):
         yield compare(f"on {threads()} thread(s)", _run(model, STRICT, asked))
-    finally:
-        set_threads(before)
 
 
 def price(model: Model) -> float:

@@ -39,6 +39,20 @@ def set_threads(count: int) -> None:
     _chosen = count
 
 
+@contextlib.contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """As `set_threads`, for a while: then PyTorch and the kernels have what each of them had, which need not
+    be the same number."""
+    global _chosen  # noqa: PLW0603
+    before, of_torch = threads(), torch.get_num_threads()
+    set_threads(count)
+    try:
+        yield
+    finally:
+        _chosen = before
+        torch.set_num_threads(of_torch)
+
+
 def threads() -> int:
     """How many threads the kernels use now."""
     global _chosen  # noqa: PLW0603
