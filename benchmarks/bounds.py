@@ -6,13 +6,13 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from paragone.engine.model import Model
 from paragone.kernels import native
 from paragone.model.linear import Linear
 from paragone.model.spec import ModelSpec
 from paragone.ops import pages
+from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import threads
 
 EQUAL_PROMPT, EQUAL_ANSWER = 13, 64  # tokens of the equal requests of own_engine.py
@@ -81,7 +81,9 @@ def bounds(model: Model, rates: Rates) -> dict[str, float]:
 
 def seconds(linear: Linear, rates: Rates) -> float:
     """Of its products for one token."""
-    parts = [(len(part), 16 if isinstance(part, Tensor) else part.packing.bits) for part in linear.parts]
+    parts = [
+        (len(part), part.packing.bits if isinstance(part, PackedMatrix) else 16) for part in linear.parts
+    ]
     return sum(2 * rows * linear.in_features / rates.of(bits) for rows, bits in parts)
 
 

@@ -52,7 +52,7 @@ def load(
     `precision` is "fp32", "bf16", "int8" or "int4"; or what the file has: bf16, or, of quantised ones, int8,
     which keeps integers of eight bits or fewer as they are. `device` is any torch device; `prompt_format` is
     how conversations are written ("vicuna", "llama-2" ...), instead of the model's own template;
-    `keep_packed` keeps weights in eight bits or fewer on disk, ready for the next start. Raises
+    `keep_packed` keeps weights on disk as the kernels take them, ready for the next start. Raises
     paragone.errors.ParagoneError, whose message is one line.
     """
     from paragone.engine.load import load_model

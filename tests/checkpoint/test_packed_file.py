@@ -31,7 +31,8 @@ def nothing_is_made(monkeypatch):
         def fail(*_):
             raise AssertionError("a matrix was packed")
 
-        monkeypatch.setattr(reading.Parameters, "made_packed", fail)
+        for made in ("made_packed", "made_compressed"):
+            monkeypatch.setattr(reading.Parameters, made, fail)
 
     return forbid
 
@@ -56,7 +57,7 @@ def kept_files():
     return sorted(folder().glob("*"))
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("name", ["llama2_gqa", "mixtral", "qwen2_tied", "gemma3"])
 def test_the_next_load_maps_the_same_bytes(name, precision, tmp_path, nothing_is_made):
     path = case(name, tmp_path / "m")
@@ -121,18 +122,46 @@ def no_metadata(file):
     )
 
 
+def change_words(suffix, word):
+    """The first word of what every matrix has by a name becomes another."""
+
+    def change(file):
+        raw = bytearray(file.read_bytes())
+        length = int.from_bytes(raw[:8], "little")
+        for name, entry in json.loads(raw[8 : 8 + length]).items():
+            if name.endswith(suffix):
+                at = 8 + length + entry["data_offsets"][0]
+                raw[at : at + 4] = word.to_bytes(4, "little")
+        file.write_bytes(raw)
+
+    return change
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int4"])
 @pytest.mark.parametrize(
     "damage",
     [cut, empty, no_metadata, change_meaning(bits=8), change_meaning(rows=3), change_meaning(other=1)],
 )  # fmt: skip
-def test_what_is_damaged_is_made_anew(damage, tmp_path, nothing_is_made):
+def test_what_is_damaged_is_made_anew(damage, precision, tmp_path, nothing_is_made):
     path = case("llama1", tmp_path / "m")
-    want = logits_of(load(path))
+    want = logits_of(load(path, precision))
     (file,) = kept_files()
     damage(file)
-    assert torch.equal(logits_of(load(path)), want)
+    assert torch.equal(logits_of(load(path, precision)), want)
     nothing_is_made()
-    assert torch.equal(logits_of(load(path)), want)
+    assert torch.equal(logits_of(load(path, precision)), want)
+
+
+@pytest.mark.parametrize("damage", [change_words(".outliers", 10**6), change_words(".lists", 10**9)])
+def test_outliers_that_lead_elsewhere_are_made_anew(damage, tmp_path):
+    path = case("llama1", tmp_path / "m")
+    want = logits_of(load(path, "bf16"))
+    (file,) = kept_files()
+    before = file.read_bytes()
+    damage(file)
+    assert file.read_bytes() != before
+    assert torch.equal(logits_of(load(path, "bf16")), want)
+    assert file.read_bytes() == before
 
 
 def test_a_full_disk_costs_a_warning(tmp_path, monkeypatch):
@@ -157,7 +186,6 @@ def test_they_go_with_their_model(tmp_path, capsys):
 
 def test_full_precision_keeps_nothing(tmp_path):
     path = case("llama1", tmp_path / "m")
-    load(path, "bf16")
     load(path, "fp32")
     assert not kept_files()
 

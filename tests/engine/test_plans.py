@@ -12,7 +12,6 @@ from paragone.model.load import load_decoder
 from paragone.model.paged import PagedCache, Part, reaches_of
 from paragone.model.plan import Plan, why_no_plan
 from paragone.ops import implementation
-from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import with_threads
 from tests.parity.test_families import ids_of
 from tests.tiny import CASES
@@ -29,7 +28,7 @@ def widened(decoder, folder):
     for there, here in zip(wide.blocks, decoder.blocks, strict=True):
         pairs += zip(there.linears(), here.linears(), strict=True)
     for there, here in pairs:
-        there.parts = [p.dequantize() if isinstance(p, PackedMatrix) else p.float() for p in here.parts]
+        there.parts = [p.dequantize().float() for p in here.parts]
     return wide
 
 

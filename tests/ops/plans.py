@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from paragone import kernels
+from paragone.ops.compressed import CompressedMatrix
 from paragone.ops.packed import PackedMatrix, Packing
 from paragone.ops.paged import row_shape
 
@@ -21,18 +22,17 @@ def run(x, op, width, deterministic=False):
     return y
 
 
+def seen(part):
+    """A part of a weight for the kernels. It must stay alive."""
+    if isinstance(part, CompressedMatrix):
+        return native.in_bfloat16(*part.addresses, part.rows, part.width)
+    p = part.packing
+    return native.packed(part.panels.data_ptr(), part.rows, part.width, p.bits, p.has_minimum, p.fine, p.unit)
+
+
 def linear(parts, bias=None, prologue=None, source_width=None):
     """A product from the plan's input to its output. Parts must stay alive."""
-
-    def seen(part):
-        if isinstance(part, torch.Tensor):
-            return native.dense(part.data_ptr(), len(part))
-        p = part.packing
-        return native.packed(
-            part.panels.data_ptr(), part.rows, part.width, p.bits, p.has_minimum, p.fine, p.unit
-        )
-
-    width = parts[0].width if isinstance(parts[0], PackedMatrix) else parts[0].shape[1]
+    width = parts[0].width
     at = 0 if bias is None else bias.data_ptr()
     return native.Linear(
         native.X, source_width or width, native.OUT, width, [seen(part) for part in parts], at,
@@ -62,6 +62,13 @@ def random_packed(rows, width, packing):
     matrix = PackedMatrix(rows, width, packing)
     matrix.put(0, codes, scale, minimum)
     return matrix, codes, scale, minimum
+
+
+def random_compressed(rows, width):
+    """Some of its numbers are outliers."""
+    weight = torch.randn(rows, width)
+    weight[torch.rand(rows, width) < 0.01] *= 2.0**-30
+    return CompressedMatrix.of(weight.bfloat16())
 
 
 def run_in_place(x, op):

@@ -8,8 +8,9 @@ from paragone.model.linear import Linear
 from paragone.model.mlp import MLP, MoE
 from paragone.model.spec import MoESpec
 from paragone.ops.activation import activate
+from paragone.ops.compressed import CompressedMatrix
 from paragone.ops.norm import rms_norm_reference
-from tests.ops.plans import PAIRS, STEP, linear, native, run, run_in_place
+from tests.ops.plans import PAIRS, STEP, linear, native, run, run_in_place, seen
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 64, 576, 2304])
@@ -35,7 +36,7 @@ def test_activations(activation, gated, width):
     """Before a product with the unit matrix, in bfloat16."""
     x = 8 * torch.randn(3, width * (1 + gated))
     x[0, 0], x[1, 0], x[2, 0] = -100.0, 100.0, 0.0  # beyond what e^x can hold
-    eye = torch.eye(width).bfloat16()
+    eye = CompressedMatrix.of(torch.eye(width).bfloat16())
     got = run(x, linear([eye], None, native.activated(activation, gated), x.shape[1]), width)
     # In double: in float32, 1 + tanh loses what is left of it for large negative gates.
     want = activate(x[:, :width].double(), activation) * (x[:, width:].double() if gated else 1.0)
@@ -50,7 +51,7 @@ def test_mixtures(tokens, score, renormalise, shared):
     D, inner, count = 32, 48, 6
 
     def matrix(rows, width):
-        return Linear([torch.randn(rows, width).bfloat16() * width**-0.5])
+        return Linear([CompressedMatrix.of(torch.randn(rows, width).bfloat16() * width**-0.5)])
 
     def mlp(width=inner):
         return MLP("silu", matrix(2 * width, D), matrix(D, width))
@@ -64,8 +65,7 @@ def test_mixtures(tokens, score, renormalise, shared):
     want = x + wide(rms_norm_reference(x, weight, 1e-5))
 
     def product(of, source, target, prologue=None, source_width=None):
-        part = native.dense(of.parts[0].data_ptr(), of.out_features)
-        return native.Linear(source, source_width or of.in_features, target, of.in_features, [part], 0,
+        return native.Linear(source, source_width or of.in_features, target, of.in_features, [seen(of.parts[0])], 0,
                              prologue or native.Prologue(), False)  # fmt: skip
 
     def pair(of):
@@ -90,7 +90,7 @@ def widened(of):
     """A matrix or an MLP in float32."""
     if isinstance(of, MLP):
         return MLP(of.activation, widened(of.up), widened(of.down), is_gated=of.is_gated)
-    return Linear([part.float() for part in of.parts])
+    return Linear([part.dequantize().float() for part in of.parts])
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 100, 49152])

@@ -1,4 +1,4 @@
-"""Packed weights kept on disk, so that the next start maps them and neither reads nor quantises the model.
+"""Packed weights kept on disk, so that the next start maps them and neither reads nor packs the model.
 
 A safetensors file in Paragone's own folder for each model and precision: panels as 32-bit words, at addresses
 that are multiples of 64, and in its metadata what they mean and which files they were made of. It counts as
@@ -25,12 +25,13 @@ from paragone.paths import home
 
 LAYOUT = 1  # counts up where panels change
 ALIGNMENT = 64
-ORDER = ".order"
+# Of what some matrices have beside panels.
+SUFFIXES = {"order": ".order", "lists": ".lists", "outliers": ".outliers"}
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """Of one matrix's panels; as ops/packed.py has it."""
+    """Of one matrix's panels; as ops/packed.py has it. Twelve bits: as ops/compressed.py."""
 
     rows: int
     width: int
@@ -42,11 +43,14 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Kept:
-    """One matrix: panels (panels, blocks, bytes), and the order of its inputs where it is its own."""
+    """One matrix: its panels, the order of its inputs where it is its own, and of a compressed one its lists
+    and outliers, as words of 32 bits."""
 
     meaning: Meaning
     panels: NDArray[np.uint8]
-    order: NDArray[np.int32] | None
+    order: NDArray[np.int32] | None = None
+    lists: NDArray[np.int32] | None = None
+    outliers: NDArray[np.int32] | None = None
 
 
 def folder() -> Path:
@@ -76,7 +80,11 @@ def read_packed(path: Path) -> dict[str, Kept]:
             name: Kept(
                 Meaning(**meaning),
                 _bytes(tensors[name]),
-                _bytes(tensors[name + ORDER]).view(np.int32).reshape(-1) if name + ORDER in tensors else None,
+                **{
+                    field: _bytes(tensors[name + suffix]).view(np.int32).reshape(-1)
+                    for field, suffix in SUFFIXES.items()
+                    if name + suffix in tensors
+                },
             )
             for name, meaning in json.loads(metadata["meanings"]).items()
         }
@@ -131,8 +139,9 @@ def _arrays(matrices: Mapping[str, Kept]) -> Iterator[tuple[str, NDArray[Any]]]:
     for name, kept in matrices.items():
         yield name, kept.panels
     for name, kept in matrices.items():
-        if kept.order is not None:
-            yield name + ORDER, kept.order
+        for field, suffix in SUFFIXES.items():
+            if (array := getattr(kept, field)) is not None:
+                yield name + suffix, array
 
 
 def sweep() -> int:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     help="Requests that wait beside them.",
 )
 @batch_options
-@click.option("--keep-packed", is_flag=True, help="Keep int8 or int4 weights on disk for the next start.")
+@click.option("--keep-packed", is_flag=True, help="Keep packed weights on disk for the next start.")
 @click.option(
     "--request-timeout",
     type=click.FloatRange(0.1),

@@ -138,7 +138,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--keep-packed",
             is_flag=True,
-            help="Keep int8 or int4 weights on disk too: the next start with this flag maps them.",
+            help="Keep packed weights on disk too: the next start with this flag maps them.",
         ),
         click.option(
             "--threads",

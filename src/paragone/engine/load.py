@@ -40,7 +40,7 @@ def load_model(
 ) -> "Model":
     """Loads the model at a path. The tokenizer is read first: it is cheap and may fail. `precision` None is
     what the file has; `prompt_format` names a built-in one to use instead of the model's own template;
-    `keep_packed` keeps int8 and int4 weights on disk for the next time."""
+    `keep_packed` keeps the weights on disk as the kernels take them, for the next time."""
     if precision is not None:
         check_precision(precision)
     checkpoint = open_checkpoint(path)

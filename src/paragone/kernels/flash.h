@@ -151,7 +151,7 @@ static void attend_block(const Queries& queries, long group, long first, long ro
     for (long e = 0; e < E; e += PANEL_ROWS) {
         auto run = E - e > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
         run(room.values + e * slot_words, PANEL * slot_words, slot_words, room.weights, slot_words, rows, sums, e,
-            std::min(PANEL_ROWS, E - e));
+            std::min(PANEL_ROWS, E - e), false, nullptr, nullptr);
     }
 }
 

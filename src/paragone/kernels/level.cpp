@@ -1,11 +1,10 @@
 // Compiled once for every instruction level, which the build names in PARAGONE_LEVEL and PARAGONE_TABLE.
 #include "attention.h"
+#include "compressed.h"
 #include "flash.h"
 #include "packed_linear.h"
-#include "panels.h"
 #include "peak.h"
 #include "round.h"
-#include "rows.h"
 #include "rowwise.h"
 
 #define PARAGONE_TEXT_(x) #x
@@ -19,8 +18,8 @@ const Kernels PARAGONE_TABLE = {
     quantize_inputs,
     to_words,
     packed_linear,
-    rows_linear,
-    panels_linear,
+    compressed_linear,
+    compressed_room,
     rms_norm,
     layer_norm,
     gated,

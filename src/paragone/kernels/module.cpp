@@ -8,6 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "compress.h"
 #include "gguf.h"
 #include "ops.h"
 #include "pack.h"
@@ -29,10 +30,12 @@ std::vector<float> floats(uintptr_t address, long count) {
 Matrix packed(uintptr_t panels, long rows, long D, int bits, bool has_minimum, bool fine, float unit,
               uintptr_t order) {
     Packed packed{at<uint8_t>(panels), rows, D, bits, has_minimum, fine, unit};
-    return {true, packed, nullptr, rows, at<int32_t>(order)};
+    return {true, packed, {}, rows, at<int32_t>(order)};
 }
 
-Matrix dense(uintptr_t numbers, long rows) { return {false, {}, at<uint16_t>(numbers), rows}; }
+Matrix in_bfloat16(uintptr_t panels, uintptr_t lists, uintptr_t outliers, long rows, long D) {
+    return {false, {}, {at<uint8_t>(panels), at<int64_t>(lists), at<Outlier>(outliers), rows, D}, rows};
+}
 
 Prologue norm(const std::string& kind, uintptr_t weight, uintptr_t bias, float eps, long D) {
     return {kind == "rms" ? Prologue::RMS_NORM : Prologue::LAYER_NORM, floats(weight, D), floats(bias, D), eps, SILU};
@@ -91,6 +94,46 @@ void pack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float
           uintptr_t codes, uintptr_t scales, uintptr_t minima) {
     Packing{at<uint8_t>(panels), D, bits, has_minimum, fine, unit}.put(first, count, at<uint8_t>(codes),
                                                                       at<float>(scales), at<float>(minima));
+}
+
+// Rows order[0], order[1], ... of a matrix in bfloat16 become panels `first` and on, whose lists begin with outlier
+// `listed` of the matrix; returns their bytes. Rows need not be aligned.
+nb::bytes compress(uintptr_t panels, uintptr_t begins, long D, long first, long count, uintptr_t rows, uintptr_t order,
+                   long listed, int threads) {
+    std::vector<std::vector<Outlier>> lists((count + compressed::ROWS - 1) / compressed::ROWS);
+    std::vector<Outlier> all;
+    {
+        nb::gil_scoped_release released;
+        Team& team = Team::shared();
+        team.run(threads, [&](int) {
+            for (long task; (task = team.next()) < (long)lists.size();) {
+                const uint8_t* from[compressed::ROWS];
+                long begin = task * compressed::ROWS, here = std::min(compressed::ROWS, count - begin);
+                for (long r = 0; r < here; r++) from[r] = at<uint8_t>(rows) + at<int64_t>(order)[begin + r] * D * 2;
+                compressed::compress_panel(from, here, D,
+                                           at<uint8_t>(panels) + (first + task) * compressed::panel_bytes(D),
+                                           lists[task]);
+            }
+        });
+        for (long task = 0; task < (long)lists.size(); task++) {
+            at<int64_t>(begins)[first + task] = listed + (int64_t)all.size();
+            all.insert(all.end(), lists[task].begin(), lists[task].end());
+        }
+    }
+    return nb::bytes((const char*)all.data(), all.size() * sizeof(Outlier));
+}
+
+// Rows order[0], order[1], ... as they were, one after the other.
+void expand(uintptr_t panels, uintptr_t lists, uintptr_t outliers, long D, uintptr_t order, long count, uintptr_t to,
+            int threads) {
+    Team& team = Team::shared();
+    team.run(threads, [&](int) {
+        for (long task; (task = team.next()) < count;) {
+            long row = at<int64_t>(order)[task], panel = row / compressed::ROWS;
+            compressed::expand_row(at<uint8_t>(panels) + panel * compressed::panel_bytes(D),
+                                   at<Outlier>(outliers) + at<int64_t>(lists)[panel], row % compressed::ROWS, D, at<uint16_t>(to) + task * D);
+        }
+    });
 }
 
 // Rows order[0], order[1], ... of a matrix of float32 or bfloat16, quantised, become rows `first` and on.
@@ -162,6 +205,9 @@ NB_MODULE(_native, m) {
     m.def("pack", &pack, released);
     m.def("round_rows", &round_rows, released);
     m.def("unpack", &unpack);
+    m.def("compress", &compress);
+    m.def("expand", &expand, released);
+    m.def("panel_bytes", &compressed::panel_bytes);
     m.def("repacks", [](const std::string& name) { return gguf_type(name) != nullptr; });
     m.def("repack", &repack, released);
     m.def("draw", [](uintptr_t logits, long V, float temperature, long top_k, float top_p, float min_p, double point) {
@@ -178,7 +224,7 @@ NB_MODULE(_native, m) {
     }, released);
     nb::class_<Matrix>(m, "Matrix");
     m.def("packed", &packed, "panels"_a, "rows"_a, "D"_a, "bits"_a, "has_minimum"_a, "fine"_a, "unit"_a, "order"_a = 0);
-    m.def("dense", &dense);
+    m.def("in_bfloat16", &in_bfloat16);
     nb::class_<Prologue>(m, "Prologue").def(nb::init<>());
     m.def("norm", &norm);
     m.def("activated", &activated);

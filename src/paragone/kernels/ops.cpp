@@ -4,9 +4,10 @@
 #include <cmath>
 #include <cstring>
 
+#include "compress.h"
+
 namespace {
 
-constexpr long FEW_TOKENS = 32;       // up to so many a product in bfloat16 is bound by reading the weight
 constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
 
 }  // namespace
@@ -22,18 +23,16 @@ const float* Prologue::apply(const float* from, long width, float* to) const {
 }
 
 long Matrix::bytes(long D) const {
-    if (!is_packed) return rows * D * 2;
+    if (!is_packed) return blocks() * compressed::panel_bytes(D);
     long halves = (packed.fine ? 4 : 2) * (packed.has_minimum ? 2 : 1);
     return blocks() * ((D + 63) / 64) * (64 * 16 * packed.bits / 8 + halves * 32);
 }
 
 // Whole blocks of 16 rows, so that no two threads write to one line of the cache.
-void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, bool few, const Out& out,
+void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out,
                       Own& own) const {
-    long row = first * 16, end = std::min(rows, last * 16);
     if (is_packed) best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
-    else if (few) best.rows_linear(dense, row, end, D, inputs.words(), M, out);
-    else best.panels_linear(dense, row, end, D, inputs.words(), M, out, own.panels.data());
+    else best.compressed_linear(compressed, first, last, inputs.words(), M, alike, out, own.panels.data());
 }
 
 Linear::Linear(int source, long source_width, int target, long D, std::vector<Matrix> parts, std::vector<float> bias,
@@ -44,7 +43,7 @@ Linear::Linear(int source, long source_width, int target, long D, std::vector<Ma
         N_ += part.rows;
         blocks_ += part.blocks();
         bytes_ += part.bytes(D_);
-        dense_ |= !part.is_packed;
+        words_ |= !part.is_packed;
         if (!part.is_packed) continue;
         part.version = (int)(std::find(orders_.begin(), orders_.end(), part.order) - orders_.begin());
         if (part.version == (int)orders_.size()) orders_.push_back(part.order);
@@ -53,16 +52,16 @@ Linear::Linear(int source, long source_width, int target, long D, std::vector<Ma
 
 long Linear::enough() const {
     long bits = 0;
-    for (const Matrix& part : parts_) bits = std::max(bits, part.is_packed ? (long)part.packed.bits : 16L);
+    for (const Matrix& part : parts_) bits = std::max(bits, part.is_packed ? (long)part.packed.bits : 12L);
     return bits < 8 ? 2 : bits;  // measured: more bits are more to read and no more to multiply
 }
 
 void Linear::prepare(Run& run) const {
-    run.inputs.reserve(run.step.T, D_, orders_.size(), dense_);
+    run.inputs.reserve(run.step.T, D_, orders_.size(), words_);
     for (Own& own : run.own) {
-        own.inputs.reserve(ALONE, D_, orders_.size(), dense_);
+        own.inputs.reserve(ALONE, D_, orders_.size(), words_);
         grow(own.row, 2 * D_);
-        if (dense_) grow(own.panels, PANEL_ROWS * (D_ + 1));
+        if (words_) grow(own.panels, best.compressed_room(D_));
     }
 }
 
@@ -78,7 +77,11 @@ void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& o
         }
         best.quantize_inputs(ordered, D_, inputs.quantised() + (version * M + m) * ((D_ + 63) / 64));
     }
-    if (dense_) best.to_words(input, D_, inputs.words() + m * (best.pairs ? (D_ + 1) / 2 : D_));
+    if (!words_) return;
+    long words = best.pairs ? (D_ + 1) / 2 : D_, padded = compressed::blocks_of(D_) * (best.pairs ? 4 : 8);
+    Word* to = inputs.words() + m * padded;
+    best.to_words(input, D_, to);
+    std::fill(to + words, to + padded, 0);
 }
 
 void Linear::multiply(Run& run, int member, Inputs& inputs, long M, float* y) const {
@@ -87,14 +90,13 @@ void Linear::multiply(Run& run, int member, Inputs& inputs, long M, float* y) co
     long least = run.team.size() == 1 ? 1 : run.team.size() * (M <= ALONE ? 4 : 16);
     long unit = M <= ALONE ? 1 : 2;  // blocks that are multiplied side by side
     long units = (blocks_ + unit - 1) / unit, tasks = std::min(units, std::max(bytes_ / TASK_BYTES, least));
-    bool few = run.step.deterministic || M <= FEW_TOKENS;
     for (long task; (task = run.team.next(member, tasks)) >= 0;) {
         long begin = units * task / tasks * unit, end = std::min(blocks_, units * (task + 1) / tasks * unit);
         long first = 0, row = 0;
         for (const Matrix& part : parts_) {
             long from = std::max(0L, begin - first), upto = std::min(part.blocks(), end - first);
             Out out{y + row, N_, bias_.empty() ? nullptr : bias_.data() + row, add_};
-            if (from < upto) part.multiply(from, upto, D_, inputs, M, few, out, own);
+            if (from < upto) part.multiply(from, upto, D_, inputs, M, run.step.deterministic, out, own);
             first += part.blocks();
             row += part.rows;
         }

@@ -14,19 +14,19 @@ struct Prologue {
     const float* apply(const float* from, long width, float* to) const;
 };
 
-// A part of a weight's rows: in panels, or in bfloat16 as they lie.
+// A part of a weight's rows: quantised, or in bfloat16.
 struct Matrix {
     bool is_packed;
     Packed packed;
-    const uint16_t* dense;
+    Compressed compressed;
     long rows;
     const int32_t* order = nullptr;  // of a packed one's inputs: its input i is input order[i]
     int version = 0;                 // of the inputs that it takes: each order makes one
 
     long blocks() const { return (rows + 15) / 16; }
     long bytes(long D) const;
-    // Blocks [first, last) of 16 rows by M tokens; each row of a dense one is read as it lies where there are few.
-    void multiply(long first, long last, long D, Inputs& inputs, long M, bool few, const Out& out, Own& own) const;
+    // Blocks [first, last) of 16 rows by M tokens.
+    void multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out, Own& own) const;
 };
 
 // y (T, N) = input(x) . weight + bias, or added to y. Parts of the weight are stacked by rows.
@@ -69,7 +69,7 @@ class Linear : public Op {
     std::vector<const int32_t*> orders_;
     std::vector<float> bias_;
     Prologue prologue_;
-    bool add_, dense_ = false;
+    bool add_, words_ = false;
 };
 
 // x = norm(x); or, from another buffer, x += norm(buffer).

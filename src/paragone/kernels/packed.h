@@ -12,13 +12,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "coming.h"
 #include "table.h"
 #include "vec.h"
 
 namespace PARAGONE_LEVEL {
 
 constexpr long BLOCK = 64;    // inputs
-constexpr long LINE = 64;     // bytes that memory gives at a time
 
 PARAGONE_INLINE constexpr long block_bytes(int bits, bool has_minimum, bool fine) {
     return BLOCK * PANEL * bits / 8 + (fine ? 4 : 2) * (has_minimum ? 2 : 1) * PANEL * 2;
@@ -95,18 +95,6 @@ template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
             scales[q] = load_half(at + scale * PANEL);
             if constexpr (MINIMUM) minima[q] = load_half(at + (scale + 2 * SCALES) * PANEL);
         }
-    }
-};
-
-// What is fetched while other things are multiplied: so many lines for every block of them, up to an end.
-struct Coming {
-    const uint8_t *at = nullptr, *end = nullptr;
-    long lines = 0;
-
-    PARAGONE_MEMBER void fetch_some() {
-        if (at >= end) return;
-        // It waits in the second cache: in the first it would push out what is read now.
-        for (long line = 0; line < lines; line++, at += LINE) __builtin_prefetch(at, 0, 2);
     }
 };
 

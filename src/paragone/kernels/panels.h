@@ -1,19 +1,20 @@
-// Products of many tokens with numbers that are brought into panels first: sixteen rows side by side, a lane for each,
-// word by word. Linear layers and the attention of prompts are made of them.
+// Products of many tokens with numbers in panels: sixteen rows side by side, a lane for each, word by word. Linear
+// layers and the attention of prompts are made of them.
 #pragma once
 
 #include <algorithm>
 
+#include "coming.h"
 #include "finish.h"
 #include "tiles.h"
 
 namespace PARAGONE_LEVEL {
 
-constexpr int TILE_PANELS = 2;  // that are brought at once
+constexpr int TILE_PANELS = 2;  // that are made at once
 constexpr int TOGETHER = W == 8 ? 1 : 2;  // panels and tokens of one tile: as many sums as fit into the registers
 constexpr int TILE_TOKENS = PARAGONE_TILES ? 32 : W == 16 ? 8 : W == 8 ? 6 : 1;
 constexpr long DEPTH = W == 16 ? 1024 : 256;  // words of a panel that stay in a near cache
-static_assert(TILE_PANELS * PANEL == PANEL_ROWS);
+constexpr long PANEL_ROWS = TILE_PANELS * PANEL;
 
 PARAGONE_INLINE VI interleave(VI a, VI b, bool high) {
 #if PARAGONE_LANES == 16
@@ -79,9 +80,10 @@ static void panel_of_rows(const uint16_t* const* rows, long count, long D, Word*
 // P panels, `stride` words apart, by M tokens: outputs [first, first + count) of tokens from m on.
 template <int P, int M>
 static void tile(const Word* panel, long stride, long words, const Word* x, long x_stride, const Out& to, long m,
-                 long first, long count) {
+                 long first, long count, Coming& coming) {
     VF sums[M][P * V] = {};
     for (long j = 0; j < words; j++) {
+        coming.fetch_some();
         VI w[P * V];
 #pragma GCC unroll 8
         for (int v = 0; v < P * V; v++) w[v] = load_words(panel + v / V * stride + j * PANEL + v % V * W);
@@ -102,16 +104,21 @@ static void tile(const Word* panel, long stride, long words, const Word* x, long
     for (int i = 0; i < M; i++) finish(to, m + i, first, count, sums[i]);
 }
 
-// Rows [first, first + count) of the outputs, P panels of them, by M tokens.
+// Rows [first, first + count) of the outputs, P panels of them, by M tokens, while [next, end) comes nearer. `alike`:
+// summed as single tokens are.
 template <int P>
 static void panels_by_tokens(const Word* panels, long stride, long words, const Word* x, long x_stride, long M,
-                             const Out& to, long first, long count) {
+                             const Out& to, long first, long count, bool alike = false,
+                             const uint8_t* next = nullptr, const uint8_t* end = nullptr) {
 #if PARAGONE_TILES
-    tiles_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count);
-#else
-    auto pass = [&]<int WIDE>(const Word* panel, long from, long here) {
+    if (!alike) return tiles_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count);
+#endif
+    constexpr int WIDE = std::min(P, TOGETHER);
+    long steps = P / WIDE * (M / TILE_TOKENS + M % TILE_TOKENS / 4 + M % 4) * words;
+    Coming coming{next, end, (end - next) / LINE / std::max(1L, steps) + 1};
+    auto pass = [&](const Word* panel, long from, long here) {
         auto some = [&]<int COUNT>(long m) {
-            tile<WIDE, COUNT>(panel, stride, words, x + m * x_stride, x_stride, to, m, from, here);
+            tile<WIDE, COUNT>(panel, stride, words, x + m * x_stride, x_stride, to, m, from, here, coming);
         };
         long m = 0;
         for (; m + TILE_TOKENS <= M; m += TILE_TOKENS) some.template operator()<TILE_TOKENS>(m);
@@ -122,33 +129,8 @@ static void panels_by_tokens(const Word* panels, long stride, long words, const 
             }
         for (; m < M; m++) some.template operator()<1>(m);
     };
-    constexpr int WIDE = std::min(P, TOGETHER);
     for (int p = 0; p < P; p += WIDE)
-        pass.template operator()<WIDE>(panels + p * stride, first + p * PANEL,
-                                       std::min(count - p * PANEL, WIDE * PANEL));
-#endif
-}
-
-static void panels_linear(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to,
-                          Word* room) {
-    long words = words_of(D);
-    for (long row = first; row < last; row += PANEL_ROWS)
-        for (long from = 0; from < words; from += DEPTH) {
-            long count = std::min(PANEL_ROWS, last - row), deep = std::min(DEPTH, words - from), d = from * NUMBERS;
-            for (long p = 0; p * PANEL < count; p++) {
-                const uint16_t* rows[PANEL];
-                long there = std::min(PANEL, count - p * PANEL);
-                for (long r = 0; r < there; r++) rows[r] = w + (row + p * PANEL + r) * D + d;
-                panel_of_rows(rows, there, std::min(D - d, deep * NUMBERS), room + p * deep * PANEL);
-            }
-            Out mine = to;
-            if (from) {
-                mine.add = true;
-                mine.bias = nullptr;
-            }
-            auto multiply = count > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
-            multiply(room, deep * PANEL, deep, x + from, words, M, mine, row, count);
-        }
+        pass(panels + p * stride, first + p * PANEL, std::min(count - p * PANEL, WIDE * PANEL));
 }
 
 }  // namespace PARAGONE_LEVEL

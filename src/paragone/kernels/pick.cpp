@@ -1,4 +1,5 @@
 // Which instruction level runs here.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -12,7 +13,7 @@
 #include <unistd.h>
 #endif
 
-#include "table.h"
+#include "compress.h"
 
 namespace {
 
@@ -20,14 +21,17 @@ namespace {
 // Whether a level gives the same products as another: what was written without a processor that has its instructions is
 // not taken on trust.
 bool agree(const Kernels& level, const Kernels& other) {
-    constexpr long D = 128, M = 40, BYTES = 64 * 16 / 2 + 2 * 16 * 2;  // of a block in four bits
+    constexpr long D = 128, M = 40, ROWS = 32, BYTES = 64 * 16 / 2 + 2 * 16 * 2;  // of a block in four bits
     uint32_t state = 1;
     auto next = [&] { return (float)((state = state * 1664525 + 1013904223) >> 8) / (1 << 24) - 0.5f; };
     alignas(64) static uint8_t panel[D / 64 * BYTES];
     alignas(64) static Quantised quantised[M * D / 64];
-    alignas(64) static Word words[M * D], room[PANEL_ROWS * D];
-    alignas(64) static uint16_t rows[PANEL_ROWS * D];
-    alignas(64) static float x[M * D], y[2][M * PANEL_ROWS], z[2][M * 16];
+    alignas(64) static Word words[M * D];
+    alignas(64) static uint8_t panels[ROWS / 16 * compressed::panel_bytes(D)];
+    std::vector<Outlier> outliers;
+    std::vector<int64_t> lists;
+    std::vector<Word> room(std::max(level.compressed_room(D), other.compressed_room(D)));
+    alignas(64) static float x[M * D], y[2][M * ROWS], z[2][M * 16];
     for (float& number : x) number = next();
     for (long block = 0; block < D / 64; block++)
         for (long i = 0; i < BYTES; i++)
@@ -37,17 +41,25 @@ bool agree(const Kernels& level, const Kernels& other) {
         other.quantize_inputs(x + m * D, D, quantised + m * D / 64);
         other.to_words(x + m * D, D, words + m * (other.pairs ? D / 2 : D));
     }
-    for (long i = 0; i < PANEL_ROWS * D; i += D) {
-        float row[D];
-        for (float& number : row) number = next();
-        other.narrow(row, D, rows + i);
+    for (long first = 0; first < ROWS; first += 16) {
+        uint16_t rows[16][D];
+        const uint8_t* each[16];
+        for (long r = 0; r < 16; r++) {
+            float row[D];
+            for (float& number : row) number = next();
+            other.narrow(row, D, rows[r]);
+            each[r] = (const uint8_t*)rows[r];
+        }
+        lists.push_back((int64_t)outliers.size());
+        compressed::compress_panel(each, 16, D, panels + first / 16 * compressed::panel_bytes(D), outliers);
     }
     const Kernels* both[] = {&level, &other};
     for (int i = 0; i < 2; i++) {
         both[i]->packed_linear({panel, 16, D, 4, false, false, 1.0f}, 0, 1, quantised, M, {z[i], 16, nullptr, false});
-        both[i]->panels_linear(rows, 0, PANEL_ROWS, D, words, M, {y[i], PANEL_ROWS, nullptr, false}, room);
+        both[i]->compressed_linear({panels, lists.data(), outliers.data(), ROWS, D}, 0, ROWS / 16, words, M, false,
+                                   {y[i], ROWS, nullptr, false}, room.data());
     }
-    for (long i = 0; i < M * PANEL_ROWS; i++)
+    for (long i = 0; i < M * ROWS; i++)
         if (!(std::fabs(y[0][i] - y[1][i]) < 1e-4f)) return false;
     return !std::memcmp(z[0], z[1], sizeof z[0]);
 }

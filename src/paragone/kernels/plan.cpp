@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "compress.h"
+
 constexpr int32_t FEW = 8;       // tokens of a sequence that attend one by one
 constexpr long PIECE = 256;      // rows, about
 constexpr long ROUND = 4;        // where a part is cut: as products like it
@@ -11,7 +13,7 @@ constexpr long LONG = 16;        // rows whose logits take longer than waiting f
 
 void Inputs::reserve(long rows, long D, long versions, bool words) {
     if (versions) grow(quantised_, versions * rows * ((D + 63) / 64));
-    if (words) grow(words_, rows * D);
+    if (words) grow(words_, rows * compressed::blocks_of(D) * compressed::INPUTS);
 }
 
 // What follows from the parts: where every token goes, what it sees, and who attends by himself.

@@ -2,8 +2,7 @@
 // best that the processor has. Every function works on a part of its operation, so that the caller decides how the
 // parts are spread over threads, and what comes out for a token never depends on the tokens beside it.
 //
-// Activations are float. N outputs, D inputs, M tokens, E width of a head. Weights that are not quantised are
-// bfloat16 (uint16_t).
+// Activations are float. N outputs, D inputs, M tokens, E width of a head.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +23,23 @@ struct Packed {
     int bits;
     bool has_minimum, fine;
     float unit;
+};
+
+// A number of a weight in bfloat16 that its panel cannot hold: input `input` of the block, row `lane` of the panel. The
+// list of a panel goes by blocks and ends with the last.
+struct Outlier {
+    int32_t block;
+    uint8_t lane, input;
+    uint16_t bits;
+};
+constexpr Outlier LAST_OUTLIER{INT32_MAX, 0, 0, 0};
+
+// A weight in bfloat16; compress.h says how it lies.
+struct Compressed {
+    const uint8_t* panels;
+    const int64_t* lists;  // where in the outliers each panel's list begins
+    const Outlier* outliers;
+    long rows, D;
 };
 
 // Sixty-four activations of a token in eight bits: x = scale * code, a scale for every 32; of the first 16 of them and
@@ -83,11 +99,11 @@ struct Kernels {
     void (*to_words)(const float* x, long D, Word* to);
     // Panels [first, last) by M tokens.
     void (*packed_linear)(const Packed&, long first, long last, const Quantised* x, long M, const Out& to);
-    // Rows [first, last) by a few tokens, each row read once, as it lies; and by many, brought into panels in
-    // `room`, PANEL_ROWS * (words of D) words.
-    void (*rows_linear)(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to);
-    void (*panels_linear)(const uint16_t* w, long first, long last, long D, const Word* x, long M, const Out& to,
-                          Word* room);
+    // Panels [first, last) by M tokens of words_of(D to the next 8) words each. `alike`: what comes out for a token is
+    // the same to the bit for any M. room: compressed_room(D) words.
+    void (*compressed_linear)(const Compressed&, long first, long last, const Word* x, long M, bool alike, const Out& to,
+                              Word* room);
+    long (*compressed_room)(long D);
     void (*rms_norm)(const float* x, const float* weight, float eps, long D, float* y);  // no weight: ones
     void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, long D, float* y);
     // y = act(gate) * up, or act(gate) where there is no up.
@@ -114,8 +130,6 @@ struct Kernels {
     void (*softcap)(float* x, long n, float cap);  // x = cap * tanh(x / cap)
     long (*largest)(const float* x, long n);  // index of the first largest; -1 where one is not a number
 };
-
-constexpr long PANEL_ROWS = 32;  // rows that panels_linear takes at a time
 
 // The levels that the processor has, the best first; and the best, or the one that PARAGONE_KERNELS names.
 extern const std::vector<const Kernels*> levels;

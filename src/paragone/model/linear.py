@@ -10,14 +10,13 @@ from torch import Tensor
 
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.ops import linear as ops
-from paragone.ops.packed import PackedMatrix
 
 MANY_ROWS = 32
 
 
 class Linear:
     """y = x Wᵀ + b, with W (out_features, in_features) in one part or several, stacked by rows: numbers of
-    one floating type, in memory or in the model's file, or packed codes.
+    one floating type, in memory or in the model's file, compressed ones, or packed codes.
 
     Plain objects rather than torch modules: at one token a module's bookkeeping costs an eighth of a step.
     """
@@ -25,7 +24,7 @@ class Linear:
     def __init__(self, parts: Sequence[ops.Part], bias: Tensor | None = None) -> None:
         first = parts[0]
         self.out_features = sum(len(part) for part in parts)
-        self.in_features = first.width if isinstance(first, PackedMatrix) else first.shape[1]
+        self.in_features = first.shape[1] if isinstance(first, Tensor) else first.width
         self.parts, self.bias = list(parts), bias
 
     @property
@@ -80,10 +79,10 @@ class DenseEmbedding(Embedding):
         return F.embedding(ids, self.weight)
 
 
-class PackedEmbedding(Embedding):
-    """The rows of a tied head that keeps a file's own integers."""
+class TiedEmbedding(Embedding):
+    """The rows of a head that loses nothing: of a file's own integers, or compressed numbers."""
 
-    def __init__(self, weight_VD: PackedMatrix, dtype: torch.dtype) -> None:
+    def __init__(self, weight_VD: ops.Matrix, dtype: torch.dtype) -> None:
         self.matrix, self.dtype = weight_VD, dtype
 
     def __call__(self, ids: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from paragone.model.linear import (
     DenseEmbedding,
     Embedding,
     Linear,
-    PackedEmbedding,
     StoredEmbedding,
+    TiedEmbedding,
 )
 from paragone.model.mlp import MLP, MoE
 from paragone.model.norm import LayerNorm, Norm
@@ -27,10 +27,9 @@ from paragone.model.parameters import (
     gate_up_parts,
     qkv_parts,
 )
-from paragone.model.precision import MOST_BITS, Precision, check_precision
+from paragone.model.precision import Precision, check_precision
 from paragone.model.read import Parameters, Progress
 from paragone.model.spec import BLOCK_NORMS, LayerSpec
-from paragone.ops.packed import PackedMatrix
 
 
 def load_decoder(
@@ -41,7 +40,7 @@ def load_decoder(
     *,
     keep_packed: bool = False,
 ) -> Decoder:
-    """Builds the decoder of a checkpoint at a precision. `keep_packed`: weights in eight bits or fewer are
+    """Builds the decoder of a checkpoint at a precision. `keep_packed`: weights as the kernels take them are
     kept on disk, and mapped from there the next time.
 
     Raises BadConfiguration for a configuration that is not understood, MalformedData where tensors are
@@ -49,7 +48,7 @@ def load_decoder(
     """
     check_precision(precision)
     spec = spec_of(checkpoint)
-    keep = packed_path(checkpoint.files, precision) if keep_packed and precision in MOST_BITS else None
+    keep = packed_path(checkpoint.files, precision) if keep_packed and precision != "fp32" else None
     read = Parameters(
         checkpoint, family_of(checkpoint), spec, precision, torch.device(device), progress, keep
     )
@@ -87,8 +86,8 @@ class _Loader:
         weight = head.parts[0]
         if self.spec.tie_word_embeddings and isinstance(weight, Tensor):
             return DenseEmbedding(weight)
-        if self.spec.tie_word_embeddings and isinstance(weight, PackedMatrix) and weight.packing.is_stored:
-            return PackedEmbedding(weight, self.read.dtype)
+        if self.spec.tie_word_embeddings and not isinstance(weight, Tensor) and weight.is_exact:
+            return TiedEmbedding(weight, self.read.dtype)
         tensor = self.read.take("embed.weight", (self.spec.vocab_size, self.spec.hidden_size))
         if self.read.device.type == "cpu":
             return StoredEmbedding(tensor, self.read.dtype, file_in_use=id(tensor.file) in self.read.in_place)

@@ -21,6 +21,7 @@ from paragone.model.paged import PagedCache, Part
 from paragone.model.position import Rope, alibi_bias, alibi_slopes, inverse_frequencies
 from paragone.model.spec import LayerSpec
 from paragone.ops.choose import kernels_wanted
+from paragone.ops.compressed import CompressedMatrix
 from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import threads
 
@@ -48,7 +49,7 @@ class Plan:
     def __init__(self, decoder: Decoder, cache: PagedCache, *, deterministic: bool = False) -> None:
         self.decoder, self.cache, self.deterministic = decoder, cache, deterministic
         spec = decoder.spec
-        self._kept: list[Tensor] = []  # what the plan knows by address only
+        self._kept: list[Tensor | CompressedMatrix] = []  # what the plan knows by address only
         self._orders: dict[bytes, Tensor] = {}
         heads = spec.num_attention_heads + 2 * spec.num_key_value_heads
         inner = max(mlp.up.out_features for block in decoder.blocks for mlp in block.mlp.mlps())
@@ -188,15 +189,15 @@ class Plan:
     ) -> Any:
         parts = []
         for part in linear.parts:
-            if isinstance(part, Tensor):
-                numbers = part.contiguous()
-                self._kept.append(numbers)
-                parts.append(native.dense(numbers.data_ptr(), len(numbers)))
-            else:
+            if isinstance(part, PackedMatrix):
                 p = part.packing
                 at, order = part.panels.data_ptr(), self._order(part)
                 sizes = part.rows, part.width, p.bits, p.has_minimum, p.fine, p.unit
                 parts.append(native.packed(at, *sizes, order))
+                continue
+            matrix = CompressedMatrix.of(part) if isinstance(part, Tensor) else part
+            self._kept.append(matrix)
+            parts.append(native.in_bfloat16(*matrix.addresses, matrix.rows, matrix.width))
         bias = 0 if linear.bias is None else self._keep(linear.bias).data_ptr()
         width = linear.in_features
         return native.Linear(source, source_width or width, target, width, parts, bias, prologue, added)
@@ -221,8 +222,9 @@ class Plan:
 
     def _keep(self, vector: Tensor) -> Tensor:
         """A vector in float32."""
-        self._kept.append(vector.float().contiguous())
-        return self._kept[-1]
+        wide = vector.float().contiguous()
+        self._kept.append(wide)
+        return wide
 
     def describe(self) -> list[str]:
         """The operations, in order."""

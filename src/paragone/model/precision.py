@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from paragone.errors import UsageError
 from paragone.model.spec import ModelSpec
+from paragone.ops.choose import kernels_here
 
 if TYPE_CHECKING:
     from paragone.checkpoint.tensors import StoredTensor
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-# int8: a byte, and a scale of two bytes for every 32 numbers; int4: half a byte, a scale and a minimum.
+# As stored. int8: a byte, and a scale of two bytes for every 32 numbers; int4: half a byte, a scale and a
+# minimum.
 BYTES_A_NUMBER: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + 2 / 32, "int4": 0.5 + 4 / 32}
+COMPRESSED = 1.52  # the same for bf16 where there are kernels: twelve bits, and what needs more
 MOST_BITS = {"int8": 8, "int4": 4}  # of what a file has in so many or fewer the integers are kept
 
 
@@ -38,6 +41,7 @@ def stored_precision(tensors: "Iterable[StoredTensor]") -> Precision:
 def estimate_bytes(spec: ModelSpec, precision: Precision, tensors: "Iterable[StoredTensor]" = ()) -> int:
     """Bytes that the weights will take in memory: from the spec, and from what the file has where it is
     quantised."""
+    sizes = BYTES_A_NUMBER | ({"bf16": COMPRESSED} if kernels_here() else {})
     kept = [t for t in tensors if t.type.is_quantized and t.type.code_bits <= MOST_BITS.get(precision, 0)]
     attention = (
         spec.hidden_size * spec.head_dim * (2 * spec.num_attention_heads + 2 * spec.num_key_value_heads)
@@ -49,11 +53,11 @@ def estimate_bytes(spec: ModelSpec, precision: Precision, tensors: "Iterable[Sto
         moe = 3 * spec.hidden_size * widths
     matrices = sum(attention + (moe if layer.moe else mlp) for layer in spec.layers)
     vocab = spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings else 2)
-    outer = BYTES_A_NUMBER["int8" if precision == "int4" else precision]  # embedding and head keep 8 bits
-    whole = matrices * BYTES_A_NUMBER[precision] + vocab * outer
+    outer = sizes["int8" if precision == "int4" else precision]  # embedding and head keep 8 bits
+    whole = matrices * sizes[precision] + vocab * outer
     for tensor in kept:
         numbers = math.prod(tensor.shape)
-        whole -= numbers * (BYTES_A_NUMBER[precision] - tensor.type.code_bits / 8 - 4 / 32)
+        whole -= numbers * (sizes[precision] - tensor.type.code_bits / 8 - 4 / 32)
     return int(whole)
 
 

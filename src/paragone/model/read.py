@@ -7,6 +7,7 @@ once it has been taken over.
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
-from paragone.checkpoint.packed_file import Kept, Meaning, read_packed, write_packed
+from paragone.checkpoint.packed_file import read_packed, write_packed
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import MalformedData
 from paragone.model.families import Family
+from paragone.model.kept import as_compressed, as_kept, as_packed
 from paragone.model.linear import Linear, as_torch
 from paragone.model.parameters import one_of, parameter_names, split_index, stored_name, template
 from paragone.model.precision import MOST_BITS, Precision
 from paragone.model.spec import ModelSpec
 from paragone.ops import pages
-from paragone.ops.packed import PackedMatrix, Packing
+from paragone.ops.compressed import CompressedMatrix, compresses
+from paragone.ops.linear import Matrix
+from paragone.ops.packed import PANEL, PackedMatrix, Packing
 from paragone.quant.rtn import INT4, INT8, put_rounded, round_stored, rounds
 
 CHUNK = 1 << 16  # numbers read at a time: their float32 form stays in the processor's cache
@@ -32,6 +36,7 @@ IN_PLACE = {"F32": torch.float32, "BF16": torch.bfloat16}  # stored types that n
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 Chunks = Iterator[tuple[int, Tensor]]  # (first row, rows) of one matrix
+M = TypeVar("M", PackedMatrix, CompressedMatrix)
 
 
 def activation_dtype(precision: Precision) -> torch.dtype:
@@ -62,7 +67,7 @@ class Parameters:
         self.check_names()
         self.keep = keep
         self.kept = {} if keep is None else read_packed(keep)
-        self.to_keep: dict[str, PackedMatrix] = {}
+        self.to_keep: dict[str, Matrix] = {}
         self.made_any = False  # that is not kept yet
 
     def linear(
@@ -87,6 +92,10 @@ class Parameters:
             bias_N = torch.cat(biases).to(self.dtype).to(self.device)
         limit = 8 if outer and self.precision == "int4" else MOST_BITS.get(self.precision)
         if exact or limit is None:
+            if self.dtype == torch.bfloat16 and compresses(self.device):
+                names = [f"{p}.weight" for p in parts]
+                found = [self.compressed(n, size, in_features) for n, size in zip(names, rows, strict=True)]
+                return Linear(found, bias_N)
             stored = self.stored_parts(parts, rows, in_features)
             return Linear(stored or [self.dense(parts, rows, in_features)], bias_N)
         matrices = [
@@ -122,18 +131,41 @@ class Parameters:
             at += size
         return weight.to(self.device)
 
-    def packed(self, name: str, size: int, width: int, limit: int) -> PackedMatrix:
-        """A matrix in at most so many bits. What the file has in as many or fewer keeps its integers."""
+    def compressed(self, name: str, size: int, width: int) -> CompressedMatrix:
+        """A matrix in bfloat16 as the kernels keep it."""
         tensor = self.take(name, self.stored_shape(name, size, width))
         kept = self.kept.get(name)
-        matrix = None if kept is None else as_matrix(kept, size, width)
+        matrix = None if kept is None else as_compressed(kept, size, width)
+        return self.keeping(name, tensor, matrix, lambda: self.made_compressed(tensor, name, size, width))
+
+    def keeping(self, name: str, tensor: StoredTensor, matrix: M | None, make: Callable[[], M]) -> M:
+        """What is on disk, or what is made, which comes there."""
         if matrix is None:
-            matrix, self.made_any = self.made_packed(tensor, name, size, width, limit), True
+            matrix, self.made_any = make(), True
         else:
             self.done(tensor)
         if self.keep is not None:
             self.to_keep[name] = matrix
-        return matrix.to(self.device)
+        return matrix
+
+    def made_compressed(self, tensor: StoredTensor, name: str, size: int, width: int) -> CompressedMatrix:
+        matrix = CompressedMatrix(size, width)
+        if tensor.type.name != "BF16" or template(name) in self.family.transposed:
+            for at, rows in self.row_chunks(name, size, width):
+                matrix.put(at, rows.to(torch.bfloat16))
+            return matrix
+        for at, ids in self.row_runs(tensor, name, size, MAPPED_BYTES * size // tensor.nbytes):
+            matrix.put_stored(at, tensor.address, ids)
+        self.done(tensor)
+        return matrix
+
+    def packed(self, name: str, size: int, width: int, limit: int) -> PackedMatrix:
+        """A matrix in at most so many bits. What the file has in as many or fewer keeps its integers."""
+        tensor = self.take(name, self.stored_shape(name, size, width))
+        kept = self.kept.get(name)
+        matrix = None if kept is None else as_packed(kept, size, width)
+        made = self.keeping(name, tensor, matrix, lambda: self.made_packed(tensor, name, size, width, limit))
+        return made.to(self.device)
 
     def made_packed(self, tensor: StoredTensor, name: str, size: int, width: int, limit: int) -> PackedMatrix:
         keeps = tensor.type.is_quantized and tensor.type.code_bits <= limit
@@ -144,7 +176,7 @@ class Parameters:
             for at, rows in self.row_chunks(name, size, width):
                 put_rounded(matrix, at, rows)
             return matrix
-        for at, ids in self.row_runs(tensor, name, size, max(1, MAPPED_BYTES * size // tensor.nbytes)):
+        for at, ids in self.row_runs(tensor, name, size, MAPPED_BYTES * size // tensor.nbytes):
             round_stored(matrix, at, tensor.type.name, tensor.address, ids)
         self.done(tensor)
         return matrix
@@ -155,7 +187,7 @@ class Parameters:
         packing = Packing(tensor.type.code_bits, first.minimum is not None, first.q.shape[-1] == 16)
         order = None if tensor.order is None else torch.from_numpy(tensor.order)
         matrix = PackedMatrix(size, width, packing, order=order)
-        step = max(1, MAPPED_BYTES * size // tensor.nbytes)
+        step = MAPPED_BYTES * size // tensor.nbytes
         for at, ids in self.row_runs(tensor, name, size, step):
             if matrix.repack(at, tensor.type.name, tensor.address, ids):
                 continue
@@ -180,8 +212,9 @@ class Parameters:
     def row_runs(
         self, tensor: StoredTensor, name: str, size: int, step: int
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """(first row, the stored rows that come there), so many at a time. Fix-ups of matrices move
-        rows and nothing else."""
+        """(first row, the stored rows that come there), about so many at a time, in whole panels. Fix-ups of
+        matrices move rows and nothing else."""
+        step = max(1, step // PANEL) * PANEL
         order = np.arange(size)
         fixup = self.family.fixups.get(template(name))
         if fixup:
@@ -203,7 +236,7 @@ class Parameters:
         if template(name) in self.family.transposed:
             yield 0, as_torch(tensor, np.ascontiguousarray(tensor.rows().T))
         else:
-            for at, ids in self.row_runs(tensor, name, size, max(1, CHUNK // width)):
+            for at, ids in self.row_runs(tensor, name, size, CHUNK // width):
                 yield at, as_torch(tensor, tensor.gather(ids))
         self.done(tensor)
 
@@ -256,24 +289,6 @@ class Parameters:
                 f"{self.checkpoint.path}: {' and '.join(found)}: "
                 f"{self.checkpoint.config_path.name} describes another model than the weights"
             )
-
-
-def as_matrix(kept: Kept, rows: int, width: int) -> PackedMatrix | None:
-    """A matrix where it lies in a file; none where it is not what it should be."""
-    meaning = kept.meaning
-    packing = Packing(meaning.bits, meaning.has_minimum, meaning.fine, meaning.unit)
-    if (meaning.rows, meaning.width) != (rows, width) or kept.panels.shape != packing.shape(rows, width):
-        return None
-    order = None if kept.order is None else torch.from_numpy(kept.order)
-    return PackedMatrix(rows, width, packing, torch.from_numpy(kept.panels), order)
-
-
-def as_kept(matrix: PackedMatrix) -> Kept:
-    """The same for a file."""
-    p = matrix.packing
-    meaning = Meaning(matrix.rows, matrix.width, p.bits, p.has_minimum, p.fine, p.unit)
-    order = None if matrix.order is None else matrix.order.cpu().numpy()
-    return Kept(meaning, matrix.panels.cpu().numpy(), order)
 
 
 def _some(names: list[str]) -> str:

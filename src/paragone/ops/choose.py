@@ -49,6 +49,11 @@ def kernels_wanted() -> bool:
     return _current.which == "auto"
 
 
+def kernels_here() -> bool:
+    """Whether there are kernels, and they are wanted now."""
+    return native is not None and kernels_wanted()
+
+
 def describe_kernels() -> str:
     """The instruction level that the kernels use here, or why there are none."""
     if native is None:

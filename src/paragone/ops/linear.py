@@ -1,4 +1,4 @@
-"""Products with a weight that lies in one or several parts stacked by rows, numbers or packed codes."""
+"""Products with a weight in one or several parts stacked by rows: numbers, compressed or packed."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paragone.ops.choose import use_fast
-from paragone.ops.packed import PackedMatrix, packed_linear, packed_linear_reference
+from paragone.ops.compressed import CompressedMatrix
+from paragone.ops.packed import PANEL, PackedMatrix
 
-Part = Tensor | PackedMatrix
+Matrix = PackedMatrix | CompressedMatrix
+Part = Tensor | Matrix
+RUN = 1 << 19  # numbers dequantised at a time: they stay in the processor's cache
 
 
 def linear(x: Tensor, parts_ND: Sequence[Part], bias_N: Tensor | None) -> Tensor:
@@ -24,5 +27,22 @@ def linear(x: Tensor, parts_ND: Sequence[Part], bias_N: Tensor | None) -> Tensor
 def _product(x: Tensor, part: Part, bias: Tensor | None) -> Tensor:
     if isinstance(part, Tensor):
         return F.linear(x, part, bias)
-    y = (packed_linear if use_fast() else packed_linear_reference)(x, part)
-    return y if bias is None else y + bias
+    return (matrix_linear if use_fast() else matrix_linear_reference)(x, part, bias)
+
+
+def matrix_linear_reference(x: Tensor, weight: Matrix, bias_N: Tensor | None = None) -> Tensor:
+    """Defines the answer: dequantise, multiply and add the bias in float32, round once to x's type."""
+    y = x.float() @ weight.dequantize().float().T
+    return (y if bias_N is None else y + bias_N.float()).to(x.dtype)
+
+
+def matrix_linear(x: Tensor, weight: Matrix, bias_N: Tensor | None = None) -> Tensor:
+    """As the reference, a run of rows at a time, in x's type."""
+    flat = x.reshape(-1, x.shape[-1])
+    y = x.new_empty(len(flat), weight.rows)
+    step = max(PANEL, RUN // weight.width // PANEL * PANEL)
+    for at in range(0, weight.rows, step):
+        end = min(at + step, weight.rows)
+        bias = None if bias_N is None else bias_N[at:end]
+        y[:, at:end] = F.linear(flat, weight.dequantize(at, end).to(x.dtype), bias)
+    return y.reshape(*x.shape[:-1], -1)

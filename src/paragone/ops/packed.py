@@ -21,7 +21,6 @@ from paragone.ops import pages
 from paragone.ops.threads import threads
 
 PANEL, BLOCK = 16, 64
-RUN = 1 << 19  # numbers dequantised at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,11 @@ class PackedMatrix:
     @property
     def nbytes(self) -> int:
         return self.panels.nbytes
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it loses nothing of what the file has."""
+        return self.packing.is_stored
 
     def to(self, device: torch.device) -> "PackedMatrix":
         """Itself, moved."""
@@ -185,19 +189,3 @@ class PackedMatrix:
         begin = first - panels.start * PANEL
         out = out.flatten(0, 1).flatten(1)[begin : begin + last - first, : self.width]
         return out if self.order is None else out[:, self.order.argsort()]
-
-
-def packed_linear_reference(x: Tensor, weight: PackedMatrix) -> Tensor:
-    """Defines the answer: dequantise in float32, multiply in float32, round once to x's type."""
-    return (x.float() @ weight.dequantize().T).to(x.dtype)
-
-
-def packed_linear(x: Tensor, weight: PackedMatrix) -> Tensor:
-    """As the reference, a run of rows at a time, in x's type."""
-    flat = x.reshape(-1, x.shape[-1])
-    y = x.new_empty(len(flat), weight.rows)
-    step = max(PANEL, RUN // weight.width // PANEL * PANEL)
-    for at in range(0, weight.rows, step):
-        end = min(at + step, weight.rows)
-        y[:, at:end] = F.linear(flat, weight.dequantize(at, end).to(x.dtype))
-    return y.reshape(*x.shape[:-1], -1)

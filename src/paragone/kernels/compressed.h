@@ -1,0 +1,238 @@
+// Products with weights in bfloat16 that lie in panels in twelve bits a number (compress.h). By few tokens they are
+// brought back in registers as they come from memory; by many, once into panels of words that stay in a near cache.
+// Sums are made in the same order for any number of tokens.
+#pragma once
+
+#include <array>
+#include <utility>
+
+#include "compress.h"
+#include "panels.h"
+
+namespace PARAGONE_LEVEL {
+
+constexpr int FEW = W == 16 ? 16 : 2;  // tokens: so many sums stay in registers
+constexpr long PAIRS_OF_BLOCK = compressed::INPUTS / 2, WORDS_OF_BLOCK = compressed::INPUTS / NUMBERS;
+constexpr long FURTHER = 16 << 10;  // bytes: what comes into the second cache while a few tokens pass
+constexpr long DEEP = DEPTH / WORDS_OF_BLOCK;  // blocks that are summed up at a time
+
+// Where a product is in a panel: its blocks, what their codes stand for, and the next number that is in the list.
+struct Course {
+    const uint8_t *block, *upper;
+    const Outlier* next;
+
+    PARAGONE_MEMBER Course(const Compressed& w, long p, long from) {
+        upper = w.panels + p * compressed::panel_bytes(w.D);
+        next = w.outliers + w.lists[p];
+        while (next->block < from) next++;
+        block = upper + compressed::LINE + from * compressed::BLOCK_BYTES;
+    }
+};
+
+// Pairs of neighbouring inputs of rows [v * W, v * W + W) of a block, a lane for each row.
+PARAGONE_INLINE void expand(const Course& at, int v, VI (&pairs)[PAIRS_OF_BLOCK]) {
+    constexpr long LINE = compressed::LINE;
+#if PARAGONE_LANES == 16
+    __m512i upper = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)at.upper)), low = _mm512_set1_epi8(15);
+    __m512i codes = _mm512_loadu_si512(at.block + v * 64);
+    __m512i first = _mm512_shuffle_epi8(upper, _mm512_and_si512(codes, low));
+    __m512i second = _mm512_shuffle_epi8(upper, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
+    __m512i lower = _mm512_loadu_si512(at.block + LINE), others = _mm512_loadu_si512(at.block + 2 * LINE);
+    pairs[0] = (VI)_mm512_unpacklo_epi8(lower, first);
+    pairs[1] = (VI)_mm512_unpackhi_epi8(lower, first);
+    pairs[2] = (VI)_mm512_unpacklo_epi8(others, second);
+    pairs[3] = (VI)_mm512_unpackhi_epi8(others, second);
+#elif PARAGONE_LANES == 8
+    __m256i upper = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)at.upper)), low = _mm256_set1_epi8(15);
+    const __m256i* from = (const __m256i*)(at.block + v * 32);
+    __m256i codes = _mm256_loadu_si256(from);
+    __m256i first = _mm256_shuffle_epi8(upper, _mm256_and_si256(codes, low));
+    __m256i second = _mm256_shuffle_epi8(upper, _mm256_and_si256(_mm256_srli_epi16(codes, 4), low));
+    __m256i lower = _mm256_loadu_si256(from + LINE / 32), others = _mm256_loadu_si256(from + 2 * LINE / 32);
+    pairs[0] = (VI)_mm256_unpacklo_epi8(lower, first);
+    pairs[1] = (VI)_mm256_unpackhi_epi8(lower, first);
+    pairs[2] = (VI)_mm256_unpacklo_epi8(others, second);
+    pairs[3] = (VI)_mm256_unpackhi_epi8(others, second);
+#else
+    for (int lane = 0; lane < W; lane++)
+        for (long i = 0; i < compressed::INPUTS; i += 2) {
+            uint32_t word = 0;
+            for (long j = i; j < i + 2; j++) {
+                long place = compressed::place(v * W + lane, j);
+                int code = j < 4 ? at.block[place] & 15 : at.block[place] >> 4;
+                uint32_t bits = (uint32_t)at.upper[code] << 8 | at.block[LINE + j / 4 * LINE + place];
+                word |= bits << (j % 2 * 16);
+            }
+            pairs[i / 2][lane] = (int32_t)word;
+        }
+#endif
+}
+
+// The same where some of its numbers are in the list.
+static __attribute__((noinline)) void expand_listed(const Course& at, int v, VI (&pairs)[PAIRS_OF_BLOCK]) {
+    expand(at, v, pairs);
+    for (const Outlier* one = at.next; one->block == at.next->block; one++) {
+        long lane = one->lane - v * W;
+        if (lane < 0 || lane >= W) continue;
+        uint16_t halves[2 * W];
+        VI& words = pairs[one->input / 2];
+        std::memcpy(halves, &words, sizeof words);
+        halves[2 * lane + one->input % 2] = one->bits;
+        std::memcpy(&words, halves, sizeof words);
+    }
+}
+
+// The words of a block, a block after the other. Words are what products take: pairs, or floats one after the other.
+PARAGONE_INLINE void take_block(Course& at, long b, VI (&words)[V][WORDS_OF_BLOCK]) {
+    bool listed = at.next->block == b;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) {
+        VI pairs[PAIRS_OF_BLOCK];
+        if (__builtin_expect(listed, false)) {
+            VI own[PAIRS_OF_BLOCK];  // so that those of most blocks need not be in memory
+            expand_listed(at, v, own);
+            for (long i = 0; i < PAIRS_OF_BLOCK; i++) pairs[i] = own[i];
+        } else {
+            expand(at, v, pairs);
+        }
+#pragma GCC unroll 4
+        for (long i = 0; i < PAIRS_OF_BLOCK; i++)
+            if constexpr (PAIRS) {
+                words[v][i] = pairs[i];
+            } else {
+                words[v][2 * i] = (VI)((VU)pairs[i] << 16);
+                words[v][2 * i + 1] = (VI)((VU)pairs[i] & 0xffff0000u);
+            }
+    }
+    if (__builtin_expect(listed, false))
+        while (at.next->block == b) at.next++;
+    at.block += compressed::BLOCK_BYTES;
+}
+
+PARAGONE_INLINE VF multiply_words(VF sum, VI w, VI x) {
+#if defined(__AVX512BF16__)
+    return dot_pairs(sum, w, x);
+#else
+    return sum + (VF)w * (VF)x;
+#endif
+}
+
+// Up to sixteen tokens side by side, word by word: what a tile of products takes then lies together.
+static void panel_of_tokens(const Word* x, long count, long words, Word* panel) {
+    for (long r = 0; r < count; r += W)
+        for (long j = 0; j < words; j += W) {
+            VI v[W];
+            long here = std::min(W, words - j);
+#pragma GCC unroll 16
+            for (long i = 0; i < W; i++) {
+                const Word* from = x + std::min(r + i, count - 1) * words + j;  // what is there once more is not used
+                if (here == W) {
+                    v[i] = load_words(from);
+                } else {
+                    Word tail[W] = {};
+                    std::memcpy(tail, from, here * sizeof(Word));
+                    v[i] = load_words(tail);
+                }
+            }
+            transpose(v);
+            for (long i = 0; i < here; i++) std::memcpy(panel + (j + i) * PANEL + r, &v[i], sizeof v[i]);
+        }
+}
+
+// P panels by M tokens, blocks [from, from + deep). Several tokens lie side by side.
+template <int P, int M>
+static void compressed_tile(const Compressed& weight, long p, long from, long deep, const Word* x, const Out& to) {
+    constexpr long STRIDE = M == 1 ? 1 : PANEL;  // of words
+    auto panels = [&]<size_t... I>(std::index_sequence<I...>) {
+        return std::array<Course, P>{Course(weight, p + (long)I, from)...};
+    }(std::make_index_sequence<P>());
+    VF sums[M][P * V] = {};
+    x += from * WORDS_OF_BLOCK * STRIDE;
+    for (long b = from; b < from + deep; b++, x += WORDS_OF_BLOCK * STRIDE) {
+        VI words[P][V][WORDS_OF_BLOCK];
+#pragma GCC unroll 2
+        for (int q = 0; q < P; q++) {
+            for (long at = 0; at < compressed::BLOCK_BYTES; at += LINE)
+                __builtin_prefetch(panels[q].block + FURTHER + at, 0, 2);
+            take_block(panels[q], b, words[q]);
+        }
+#pragma GCC unroll 8
+        for (long j = 0; j < WORDS_OF_BLOCK; j++)
+#pragma GCC unroll 16
+            for (int m = 0; m < M; m++) {
+                VI all = splat_word(x + j * STRIDE + m);
+#pragma GCC unroll 4
+                for (int r = 0; r < P * V; r++) sums[m][r] = multiply_words(sums[m][r], words[r / V][r % V][j], all);
+            }
+    }
+    long first = p * PANEL;
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) finish(to, m, first, std::min(P * PANEL, weight.rows - first), sums[m]);
+}
+
+// The same for any number of tokens up to MOST.
+template <int P, int MOST>
+static void compressed_tile_of(const Compressed& weight, long p, long from, long deep, const Word* x, long tokens,
+                               const Out& to) {
+    if constexpr (MOST > 1)
+        if (tokens < MOST) return compressed_tile_of<P, MOST - 1>(weight, p, from, deep, x, tokens, to);
+    compressed_tile<P, MOST>(weight, p, from, deep, x, to);
+}
+
+// Blocks [from, from + deep) of a panel as words, sixteen rows side by side.
+static void panel_of_blocks(const Compressed& weight, long p, long from, long deep, Word* panel) {
+    Course at(weight, p, from);
+    for (long b = from; b < from + deep; b++, panel += WORDS_OF_BLOCK * PANEL) {
+        VI taken[V][WORDS_OF_BLOCK];
+        take_block(at, b, taken);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++)
+#pragma GCC unroll 8
+            for (long j = 0; j < WORDS_OF_BLOCK; j++) std::memcpy(panel + j * PANEL + v * W, &taken[v][j], sizeof(VI));
+    }
+}
+
+// Panels [first, last) of the weight by M tokens, words_of(D to the next 8) words each. `alike`: sums are made as for
+// one token, for which matrix units are not used. room: compressed_room(D) words.
+static void compressed_linear(const Compressed& weight, long first, long last, const Word* x, long M, bool alike,
+                              const Out& to, Word* room) {
+    long blocks = compressed::blocks_of(weight.D), stride = blocks * WORDS_OF_BLOCK;
+    long bytes = compressed::panel_bytes(weight.D);
+    const Word* few = x;
+    if (M > 1 && M <= FEW) {
+        Word* side_by_side = room + TILE_PANELS * PANEL * DEPTH;
+        panel_of_tokens(x, M, stride, side_by_side);
+        few = side_by_side;
+    }
+    auto pass = [&]<int P, int MOST>(long p) {
+        for (long from = 0; from < blocks; from += DEEP) {
+            long deep = std::min(DEEP, blocks - from), words = deep * WORDS_OF_BLOCK, row = p * PANEL;
+            Out mine = to;
+            if (from) {
+                mine.add = true;
+                mine.bias = nullptr;
+            }
+            if (M <= MOST) {
+                compressed_tile_of<P, MOST>(weight, p, from, deep, few, M, mine);
+                continue;
+            }
+            for (int q = 0; q < P; q++) panel_of_blocks(weight, p + q, from, deep, room + q * words * PANEL);
+            // What is read next begins where this ends, but for the header of a panel.
+            const uint8_t* next = weight.panels + (p + P - 1) * bytes + (from + deep) * compressed::BLOCK_BYTES;
+            panels_by_tokens<P>(room, words * PANEL, words, x + from * WORDS_OF_BLOCK, stride, M, mine, row,
+                                std::min(P * PANEL, weight.rows - row), alike, next,
+                                std::min(next + P * deep * compressed::BLOCK_BYTES, weight.panels + last * bytes));
+        }
+    };
+    constexpr int WIDE = PAIRS ? 2 : 1;  // panels: as many words as stay in registers beside the sums
+    long p = first;
+    if (M <= FEW / 2 || M > FEW)
+        for (; p + WIDE <= last; p += WIDE) pass.template operator()<WIDE, FEW / 2>(p);
+    for (; p < last; p++) pass.template operator()<1, FEW>(p);
+}
+
+static long compressed_room(long D) {
+    return TILE_PANELS * PANEL * DEPTH + PANEL * compressed::blocks_of(D) * WORDS_OF_BLOCK;
+}
+
+}  // namespace PARAGONE_LEVEL
