@@ -11,7 +11,8 @@
 
 namespace PARAGONE_LEVEL {
 
-constexpr int FEW = W == 16 ? 16 : 2;  // tokens: so many sums stay in registers
+constexpr int TOGETHER_FEW = W == 16 ? 16 : W == 8 ? 6 : 4;  // tokens: so many sums stay in registers
+constexpr int FEW = W == 8 ? 2 * TOGETHER_FEW : TOGETHER_FEW;  // in so many panels need not be brought back first
 constexpr long PAIRS_OF_BLOCK = compressed::INPUTS / 2, WORDS_OF_BLOCK = compressed::INPUTS / NUMBERS;
 constexpr long FURTHER = 16 << 10;  // bytes: what comes into the second cache while a few tokens pass
 constexpr long DEEP = DEPTH / WORDS_OF_BLOCK;  // blocks that are summed up at a time
@@ -82,26 +83,27 @@ static __attribute__((noinline)) void expand_listed(const Course& at, int v, VI 
     }
 }
 
-// The words of a block, a block after the other. Words are what products take: pairs, or floats one after the other.
-PARAGONE_INLINE void take_block(Course& at, long b, VI (&words)[V][WORDS_OF_BLOCK]) {
+// The words of R registers of rows of a block, from register v on; a block after the other. Words are what products
+// take: pairs, or floats one after the other.
+template <int R> PARAGONE_INLINE void take_block(Course& at, long b, int v, VI (&words)[R][WORDS_OF_BLOCK]) {
     bool listed = at.next->block == b;
 #pragma GCC unroll 4
-    for (int v = 0; v < V; v++) {
+    for (int r = 0; r < R; r++) {
         VI pairs[PAIRS_OF_BLOCK];
         if (__builtin_expect(listed, false)) {
             VI own[PAIRS_OF_BLOCK];  // so that those of most blocks need not be in memory
-            expand_listed(at, v, own);
+            expand_listed(at, v + r, own);
             for (long i = 0; i < PAIRS_OF_BLOCK; i++) pairs[i] = own[i];
         } else {
-            expand(at, v, pairs);
+            expand(at, v + r, pairs);
         }
 #pragma GCC unroll 4
         for (long i = 0; i < PAIRS_OF_BLOCK; i++)
             if constexpr (PAIRS) {
-                words[v][i] = pairs[i];
+                words[r][i] = pairs[i];
             } else {
-                words[v][2 * i] = (VI)((VU)pairs[i] << 16);
-                words[v][2 * i + 1] = (VI)((VU)pairs[i] & 0xffff0000u);
+                words[r][2 * i] = (VI)((VU)pairs[i] << 16);
+                words[r][2 * i + 1] = (VI)((VU)pairs[i] & 0xffff0000u);
             }
     }
     if (__builtin_expect(listed, false))
@@ -139,44 +141,48 @@ static void panel_of_tokens(const Word* x, long count, long words, Word* panel) 
         }
 }
 
-// P panels by M tokens, blocks [from, from + deep). Several tokens lie side by side.
-template <int P, int M>
-static void compressed_tile(const Compressed& weight, long p, long from, long deep, const Word* x, const Out& to) {
+// P panels, of each R registers of rows from register v on, by M tokens, blocks [from, from + deep). Several tokens lie
+// side by side.
+template <int P, int R, int M>
+static void compressed_tile(const Compressed& weight, long p, int v, long from, long deep, const Word* x, long m,
+                            const Out& to) {
     constexpr long STRIDE = M == 1 ? 1 : PANEL;  // of words
     auto panels = [&]<size_t... I>(std::index_sequence<I...>) {
         return std::array<Course, P>{Course(weight, p + (long)I, from)...};
     }(std::make_index_sequence<P>());
-    VF sums[M][P * V] = {};
-    x += from * WORDS_OF_BLOCK * STRIDE;
+    VF sums[M][P * R] = {};
+    x += from * WORDS_OF_BLOCK * STRIDE + m;
     for (long b = from; b < from + deep; b++, x += WORDS_OF_BLOCK * STRIDE) {
-        VI words[P][V][WORDS_OF_BLOCK];
+        VI words[P][R][WORDS_OF_BLOCK];
 #pragma GCC unroll 2
         for (int q = 0; q < P; q++) {
             for (long at = 0; at < compressed::BLOCK_BYTES; at += LINE)
                 __builtin_prefetch(panels[q].block + FURTHER + at, 0, 2);
-            take_block(panels[q], b, words[q]);
+            take_block(panels[q], b, v, words[q]);
         }
 #pragma GCC unroll 8
         for (long j = 0; j < WORDS_OF_BLOCK; j++)
 #pragma GCC unroll 16
-            for (int m = 0; m < M; m++) {
-                VI all = splat_word(x + j * STRIDE + m);
+            for (int i = 0; i < M; i++) {
+                VI all = splat_word(x + j * STRIDE + i);
 #pragma GCC unroll 4
-                for (int r = 0; r < P * V; r++) sums[m][r] = multiply_words(sums[m][r], words[r / V][r % V][j], all);
+                for (int r = 0; r < P * R; r++) sums[i][r] = multiply_words(sums[i][r], words[r / R][r % R][j], all);
             }
     }
-    long first = p * PANEL;
+    long first = p * PANEL + v * W;
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++) finish(to, m, first, std::min(P * PANEL, weight.rows - first), sums[m]);
+    for (int i = 0; i < M; i++) finish(to, m + i, first, std::min(P * R * W, weight.rows - first), sums[i]);
 }
 
-// The same for any number of tokens up to MOST.
+// All of the panels by tokens [m, m + tokens), MOST at most.
 template <int P, int MOST>
-static void compressed_tile_of(const Compressed& weight, long p, long from, long deep, const Word* x, long tokens,
-                               const Out& to) {
+static void compressed_tiles(const Compressed& weight, long p, long from, long deep, const Word* x, long m, long tokens,
+                             const Out& to) {
     if constexpr (MOST > 1)
-        if (tokens < MOST) return compressed_tile_of<P, MOST - 1>(weight, p, from, deep, x, tokens, to);
-    compressed_tile<P, MOST>(weight, p, from, deep, x, to);
+        if (tokens < MOST) return compressed_tiles<P, MOST - 1>(weight, p, from, deep, x, m, tokens, to);
+    constexpr int R = V == 2 ? 2 : 1;  // sums of one register alone would wait for each other
+    static_assert(R == V || P == 1);
+    for (int v = 0; v < V; v += R) compressed_tile<P, R, MOST>(weight, p, v, from, deep, x, m, to);
 }
 
 // Blocks [from, from + deep) of a panel as words, sixteen rows side by side.
@@ -184,7 +190,7 @@ static void panel_of_blocks(const Compressed& weight, long p, long from, long de
     Course at(weight, p, from);
     for (long b = from; b < from + deep; b++, panel += WORDS_OF_BLOCK * PANEL) {
         VI taken[V][WORDS_OF_BLOCK];
-        take_block(at, b, taken);
+        take_block(at, b, 0, taken);
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++)
 #pragma GCC unroll 8
@@ -199,6 +205,7 @@ static void compressed_linear(const Compressed& weight, long first, long last, c
     long blocks = compressed::blocks_of(weight.D), stride = blocks * WORDS_OF_BLOCK;
     long bytes = compressed::panel_bytes(weight.D);
     const Word* few = x;
+    long shares = (M + TOGETHER_FEW - 1) / TOGETHER_FEW, share = (M + shares - 1) / shares;
     if (M > 1 && M <= FEW) {
         Word* side_by_side = room + TILE_PANELS * PANEL * DEPTH;
         panel_of_tokens(x, M, stride, side_by_side);
@@ -212,8 +219,9 @@ static void compressed_linear(const Compressed& weight, long first, long last, c
                 mine.add = true;
                 mine.bias = nullptr;
             }
-            if (M <= MOST) {
-                compressed_tile_of<P, MOST>(weight, p, from, deep, few, M, mine);
+            if (M <= FEW) {
+                for (long m = 0; m < M; m += share)
+                    compressed_tiles<P, MOST>(weight, p, from, deep, few, m, std::min(share, M - m), mine);
                 continue;
             }
             for (int q = 0; q < P; q++) panel_of_blocks(weight, p + q, from, deep, room + q * words * PANEL);
@@ -226,9 +234,9 @@ static void compressed_linear(const Compressed& weight, long first, long last, c
     };
     constexpr int WIDE = PAIRS ? 2 : 1;  // panels: as many words as stay in registers beside the sums
     long p = first;
-    if (M <= FEW / 2 || M > FEW)
-        for (; p + WIDE <= last; p += WIDE) pass.template operator()<WIDE, FEW / 2>(p);
-    for (; p < last; p++) pass.template operator()<1, FEW>(p);
+    if (M <= TOGETHER_FEW / WIDE || M > FEW)
+        for (; p + WIDE <= last; p += WIDE) pass.template operator()<WIDE, TOGETHER_FEW / WIDE>(p);
+    for (; p < last; p++) pass.template operator()<1, TOGETHER_FEW>(p);
 }
 
 static long compressed_room(long D) {
