@@ -26,8 +26,8 @@ PAGE_FILE = Path(__file__).parents[1] / "docs" / "loading.md"
 PAGE_TEXT = """# Loading seven billion parameters
 
 Made by `make bench-load`: a checkpoint of Mistral 7B's shape, random bfloat16 numbers in 33 shards. Memory is
-that of the process, over what it was before loading. At bf16 the weights are used where they lie in the
-files: they come into memory as they are read, and other processes share them.
+that of the process, over what it was before loading. At bf16 the weights are compressed as they are read, to
+twelve bits a number, without loss.
 
 `paragone inspect`: {inspect} s from start to end, no weight read.
 

@@ -20,8 +20,8 @@ typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 // The even bytes of two registers, or the odd ones.
 template <int ODD> Bytes every_second(Bytes a, Bytes b) {
-    return __builtin_shufflevector(a, b, ODD, 2 + ODD, 4 + ODD, 6 + ODD, 8 + ODD, 10 + ODD, 12 + ODD, 14 + ODD, 16 + ODD,
-                                   18 + ODD, 20 + ODD, 22 + ODD, 24 + ODD, 26 + ODD, 28 + ODD, 30 + ODD);
+    return __builtin_shufflevector(a, b, ODD, 2 + ODD, 4 + ODD, 6 + ODD, 8 + ODD, 10 + ODD, 12 + ODD, 14 + ODD,
+                                   16 + ODD, 18 + ODD, 20 + ODD, 22 + ODD, 24 + ODD, 26 + ODD, 28 + ODD, 30 + ODD);
 }
 
 bool all(Bytes bytes) {

@@ -32,41 +32,14 @@ struct Course {
 
 // Pairs of neighbouring inputs of rows [v * W, v * W + W) of a block, a lane for each row.
 PARAGONE_INLINE void expand(const Course& at, int v, VI (&pairs)[PAIRS_OF_BLOCK]) {
-    constexpr long LINE = compressed::LINE;
-#if PARAGONE_LANES == 16
-    __m512i upper = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)at.upper)), low = _mm512_set1_epi8(15);
-    __m512i codes = _mm512_loadu_si512(at.block + v * 64);
-    __m512i first = _mm512_shuffle_epi8(upper, _mm512_and_si512(codes, low));
-    __m512i second = _mm512_shuffle_epi8(upper, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
-    __m512i lower = _mm512_loadu_si512(at.block + LINE), others = _mm512_loadu_si512(at.block + 2 * LINE);
-    pairs[0] = (VI)_mm512_unpacklo_epi8(lower, first);
-    pairs[1] = (VI)_mm512_unpackhi_epi8(lower, first);
-    pairs[2] = (VI)_mm512_unpacklo_epi8(others, second);
-    pairs[3] = (VI)_mm512_unpackhi_epi8(others, second);
-#elif PARAGONE_LANES == 8
-    __m256i upper = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)at.upper)), low = _mm256_set1_epi8(15);
-    const __m256i* from = (const __m256i*)(at.block + v * 32);
-    __m256i codes = _mm256_loadu_si256(from);
-    __m256i first = _mm256_shuffle_epi8(upper, _mm256_and_si256(codes, low));
-    __m256i second = _mm256_shuffle_epi8(upper, _mm256_and_si256(_mm256_srli_epi16(codes, 4), low));
-    __m256i lower = _mm256_loadu_si256(from + LINE / 32), others = _mm256_loadu_si256(from + 2 * LINE / 32);
-    pairs[0] = (VI)_mm256_unpacklo_epi8(lower, first);
-    pairs[1] = (VI)_mm256_unpackhi_epi8(lower, first);
-    pairs[2] = (VI)_mm256_unpacklo_epi8(others, second);
-    pairs[3] = (VI)_mm256_unpackhi_epi8(others, second);
-#else
-    for (int lane = 0; lane < W; lane++)
-        for (long i = 0; i < compressed::INPUTS; i += 2) {
-            uint32_t word = 0;
-            for (long j = i; j < i + 2; j++) {
-                long place = compressed::place(v * W + lane, j);
-                int code = j < 4 ? at.block[place] & 15 : at.block[place] >> 4;
-                uint32_t bits = (uint32_t)at.upper[code] << 8 | at.block[LINE + j / 4 * LINE + place];
-                word |= bits << (j % 2 * 16);
-            }
-            pairs[i / 2][lane] = (int32_t)word;
-        }
-#endif
+    const uint8_t* from = at.block + v * W * 4;
+    VI codes = load_words(from);
+    for (int half = 0; half < 2; half++) {
+        VI higher = look_up(at.upper, (half ? (VI)((VU)codes >> 4) : codes) & 0x0f0f0f0f);
+        VI lower = load_words(from + (1 + half) * LINE);
+        pairs[2 * half] = interleave_bytes(lower, higher, false);
+        pairs[2 * half + 1] = interleave_bytes(lower, higher, true);
+    }
 }
 
 // The same where some of its numbers are in the list.

@@ -229,6 +229,36 @@ PARAGONE_INLINE VI dot_halves(VT w, VT x) {
 }
 #endif
 
+// For each byte, which is below 16, one of sixteen others.
+PARAGONE_INLINE VI look_up(const uint8_t* table, VI bytes) {
+#if PARAGONE_LANES == 16
+    __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
+    return (VI)_mm512_shuffle_epi8(all, (__m512i)bytes);
+#elif PARAGONE_LANES == 8
+    __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    return (VI)_mm256_shuffle_epi8(all, (__m256i)bytes);
+#else
+    uint8_t each[W * 4];
+    std::memcpy(each, &bytes, sizeof each);
+    for (uint8_t& byte : each) byte = table[byte];
+    return load_words(each);
+#endif
+}
+
+// Bytes of a and b in turn, of each 16 the first eight or the last.
+PARAGONE_INLINE VI interleave_bytes(VI a, VI b, bool last) {
+#if PARAGONE_LANES == 16
+    return (VI)(last ? _mm512_unpackhi_epi8((__m512i)a, (__m512i)b) : _mm512_unpacklo_epi8((__m512i)a, (__m512i)b));
+#elif PARAGONE_LANES == 8
+    return (VI)(last ? _mm256_unpackhi_epi8((__m256i)a, (__m256i)b) : _mm256_unpacklo_epi8((__m256i)a, (__m256i)b));
+#else
+    typedef uint8_t Bytes __attribute__((vector_size(W * 4)));
+    Bytes c = (Bytes)a, d = (Bytes)b;
+    return last ? (VI)__builtin_shufflevector(c, d, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                : (VI)__builtin_shufflevector(c, d, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#endif
+}
+
 // sum + the two products, in each lane, of the bfloat16 numbers of w and x.
 PARAGONE_INLINE VF dot_pairs(VF sum, VI w, VI x) {
 #if defined(__AVX512BF16__)
