@@ -40,7 +40,9 @@ def test_an_answer_comes_and_its_tokens_tell_how_likely_they_were(page):
     page.run("document.getElementById('seed').value = ''")
     text = page.run("document.querySelector('.turn.user .body').textContent")
     assert text == "Hello there"
-    assert page.run("document.querySelectorAll('.turn.assistant .token').length") > 5
+    # How many are shown together depends on what arrives together; each of them is told.
+    told = page.run("[...document.querySelectorAll('.turn.assistant .token')].map((t) => t.told).join('')")
+    assert told.count("was taken") >= 20  # the last ones may be half a character
     page.point_at(".turn.assistant .token")
     tip = page.until("!document.getElementById('tip').hidden && document.getElementById('tip').textContent")
     assert "was taken" in tip

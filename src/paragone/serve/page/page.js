@@ -70,6 +70,7 @@ class Pane {
     const answer = { role: "assistant", content: "", element: turn };
     this.turns.push(answer);
     let begin = 0, tokens = 0;
+    const told = [];
     try {
       for await (const chunk of stream(this.request(), this.abort.signal)) {
         if (chunk.usage) tokens = chunk.usage.completion_tokens;
@@ -77,7 +78,8 @@ class Pane {
           begin ||= performance.now();
           const text = choice.delta.content || "";
           answer.content += text;
-          if (text) body.append(token(text, choice.logprobs?.content || []));
+          told.push(...(choice.logprobs?.content || []));  // tokens of half a character have no text yet
+          if (text) body.append(token(text, told.splice(0)));
         }
         const seconds = (performance.now() - begin) / 1000;
         if (tokens > 1 && seconds > 0) this.speed.textContent = `${tokens} tokens, ${((tokens - 1) / seconds).toFixed(1)} a second`;
