@@ -7,9 +7,9 @@
 // panel and stand in a list of their own.
 //
 // Sixteen rows are a panel: a line that begins with the sixteen upper bytes that codes stand for, then blocks of eight
-// inputs, a line of codes and two of lower bytes. A byte of codes holds those of inputs i (low) and
-// i + 4. In a line of lower bytes lie, for four rows at a time, two inputs of each row and then the next two: so what
-// interleaves bytes within 128 bits makes words of neighbouring inputs, a lane for each row.
+// inputs, a line of codes and two of lower bytes. A byte of codes holds those of inputs i (low) and i + 4. In a line of
+// lower bytes lie, for four rows at a time, two inputs of each row and then the next two: so what interleaves bytes
+// within 128 bits makes words of neighbouring inputs, a lane for each row.
 #pragma once
 
 #include <cstdint>

@@ -84,14 +84,6 @@ template <int R> PARAGONE_INLINE void take_block(Course& at, long b, int v, VI (
     at.block += compressed::BLOCK_BYTES;
 }
 
-PARAGONE_INLINE VF multiply_words(VF sum, VI w, VI x) {
-#if defined(__AVX512BF16__)
-    return dot_pairs(sum, w, x);
-#else
-    return sum + (VF)w * (VF)x;
-#endif
-}
-
 // Up to sixteen tokens side by side, word by word: what a tile of products takes then lies together.
 static void panel_of_tokens(const Word* x, long count, long words, Word* panel) {
     for (long r = 0; r < count; r += W)

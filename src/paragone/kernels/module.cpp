@@ -207,7 +207,6 @@ NB_MODULE(_native, m) {
     m.def("unpack", &unpack);
     m.def("compress", &compress);
     m.def("expand", &expand, released);
-    m.def("panel_bytes", &compressed::panel_bytes);
     m.def("repacks", [](const std::string& name) { return gguf_type(name) != nullptr; });
     m.def("repack", &repack, released);
     m.def("draw", [](uintptr_t logits, long V, float temperature, long top_k, float top_p, float min_p, double point) {

@@ -77,6 +77,15 @@ static void panel_of_rows(const uint16_t* const* rows, long count, long D, Word*
         }
 }
 
+// sum + the products of words, in each lane.
+PARAGONE_INLINE VF multiply_words(VF sum, VI w, VI x) {
+#if defined(__AVX512BF16__)
+    return dot_pairs(sum, w, x);
+#else
+    return sum + (VF)w * (VF)x;
+#endif
+}
+
 // P panels, `stride` words apart, by M tokens: outputs [first, first + count) of tokens from m on.
 template <int P, int M>
 static void tile(const Word* panel, long stride, long words, const Word* x, long x_stride, const Out& to, long m,
@@ -92,11 +101,7 @@ static void tile(const Word* panel, long stride, long words, const Word* x, long
             VI both = splat_word(x + i * x_stride + j);
 #pragma GCC unroll 8
             for (int v = 0; v < P * V; v++) {
-#if defined(__AVX512BF16__)
-                sums[i][v] = dot_pairs(sums[i][v], w[v], both);
-#else
-                sums[i][v] += (VF)w[v] * (VF)both;
-#endif
+                sums[i][v] = multiply_words(sums[i][v], w[v], both);
             }
         }
     }

@@ -26,10 +26,11 @@ def as_compressed(kept: Kept, rows: int, width: int) -> CompressedMatrix | None:
     meaning, shape = kept.meaning, CompressedMatrix.shape(rows, width)
     if (meaning.rows, meaning.width, meaning.bits) != (rows, width, BITS) or kept.panels.shape != shape:
         return None
-    if kept.lists is None or kept.outliers is None:
+    if kept.lists is None or kept.outliers is None or len(kept.lists) % 2 or len(kept.outliers) % 2:
         return None
-    outliers = kept.outliers.view(OUTLIER)
-    matrix = CompressedMatrix(rows, width, torch.from_numpy(kept.panels), kept.lists.view(np.int64), outliers)
+    lists = kept.lists.view(np.int64).copy()  # in the file they begin at any word
+    panels, outliers = torch.from_numpy(kept.panels), kept.outliers.view(OUTLIER)
+    matrix = CompressedMatrix(rows, width, panels, lists, outliers)
     return matrix if matrix.is_whole else None
 
 

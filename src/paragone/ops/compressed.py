@@ -21,9 +21,9 @@ from torch import Tensor
 from paragone.kernels import native
 from paragone.ops import pages
 from paragone.ops.choose import kernels_here
+from paragone.ops.packed import PANEL
 from paragone.ops.threads import threads
 
-PANEL = 16
 INPUTS = 8  # of a block
 LINE = 64  # bytes
 OUTLIER = np.dtype([("block", "<i4"), ("row", "u1"), ("input", "u1"), ("bits", "<u2")])
