@@ -53,7 +53,8 @@ class CompressedMatrix:
         self.rows, self.width = rows, width
         self.panels = pages.empty(self.shape(rows, width), torch.uint8) if panels is None else panels
         self.lists = np.zeros(len(self.panels), dtype=np.int64) if lists is None else lists
-        self.outliers = np.empty(0, dtype=OUTLIER) if outliers is None else outliers
+        self._pieces = [] if outliers is None else [outliers]  # of the outliers, as rows are put
+        self._listed = sum(map(len, self._pieces))
 
     @classmethod
     def of(cls, weight_ND: Tensor) -> "CompressedMatrix":
@@ -66,6 +67,13 @@ class CompressedMatrix:
     def shape(rows: int, width: int) -> tuple[int, int]:
         """Of a matrix's panels."""
         return -(-rows // PANEL), LINE * (1 + 3 * -(-width // INPUTS))
+
+    @property
+    def outliers(self) -> NDArray[np.void]:
+        """(N), all that have been put."""
+        if len(self._pieces) != 1:
+            self._pieces = [np.concatenate(self._pieces or [np.empty(0, dtype=OUTLIER)])]
+        return self._pieces[0]
 
     @property
     def nbytes(self) -> int:
@@ -94,19 +102,23 @@ class CompressedMatrix:
         return self.rows
 
     def put(self, first: int, rows_ND: Tensor) -> None:
-        """As `put_stored`, with rows in bfloat16."""
+        """As `put_stored`, with rows in bfloat16. On one thread: what has just made them may leave PyTorch's
+        spinning on the other processors."""
         rows = rows_ND.contiguous()
-        self.put_stored(first, rows.data_ptr(), np.arange(len(rows)))
+        self._put(first, rows.data_ptr(), np.arange(len(rows)), 1)
 
     def put_stored(self, first: int, address: int, order: NDArray[np.int64]) -> None:
         """Rows from `first` on, a multiple of 16, become the rows `order` of a matrix in bfloat16 at an
         address; all that there are, or a multiple of 16."""
-        panels, lists, _ = self.addresses
+        self._put(first, address, order, threads())
+
+    def _put(self, first: int, address: int, order: NDArray[np.int64], on: int) -> None:
         found = native.compress(
-            panels, lists, self.width, first // PANEL, len(order), address, order.ctypes.data,
-            len(self.outliers), threads(),
+            self.panels.data_ptr(), self.lists.ctypes.data, self.width, first // PANEL, len(order), address,
+            order.ctypes.data, self._listed, on,
         )  # fmt: skip
-        self.outliers = np.concatenate((self.outliers, np.frombuffer(found, dtype=OUTLIER)))
+        self._pieces.append(np.frombuffer(found, dtype=OUTLIER))
+        self._listed += len(self._pieces[-1])
 
     def rows_of(self, ids: Sequence[int]) -> Tensor:
         """The rows with these numbers (N, width) in float32; IndexError where there is none such."""
