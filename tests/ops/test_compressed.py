@@ -44,6 +44,14 @@ def test_nothing_is_lost(kind, rows, width, in_pieces):
     assert torch.equal(bits(matrix.rows_of(ids).bfloat16()), bits(weight[ids].float().bfloat16()))
 
 
+def test_inputs_whose_numbers_are_large_in_all_rows_are_not_outliers():
+    torch.manual_seed(0)
+    weight = 1 + torch.rand(48, 576)
+    weight[:, [5, 101, 334]] *= 64.0
+    matrix = CompressedMatrix.of(weight.bfloat16())
+    assert len(matrix.outliers) == len(matrix.panels)  # the ends of the lists
+
+
 def test_every_bit_pattern():
     weight = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(256, 256).view(torch.bfloat16)
     assert torch.equal(bits(CompressedMatrix.of(weight).dequantize()), bits(weight))

@@ -7,7 +7,9 @@ namespace compressed {
 
 namespace {
 
-constexpr long SAMPLED = 11;  // every so many an input tells what exponents a panel has
+// Every so many an input tells what exponents a panel has: of each row others, for some inputs have large numbers in all
+// rows.
+constexpr long SAMPLED = 3;
 
 uint16_t number(const uint8_t* row, long d) {
     uint16_t bits;
@@ -35,13 +37,13 @@ bool all(Bytes bytes) {
 void compress_panel(const uint8_t* const* rows, long count, long D, uint8_t* panel, std::vector<Outlier>& list) {
     uint32_t seen[128] = {};
     for (long r = 0; r < count; r++)
-        for (long d = 0; d < D; d += SAMPLED) seen[number(rows[r], d) >> 8 & 127]++;
-    uint8_t often[127];
-    for (int upper = 1; upper < 128; upper++) often[upper - 1] = (uint8_t)upper;
-    std::partial_sort(often, often + 7, often + 127, [&](int a, int b) { return seen[a] > seen[b]; });
+        for (long d = r % SAMPLED; d < D; d += SAMPLED) seen[number(rows[r], d) >> 8 & 127]++;
+    uint8_t often[127];  // but for infinity: what stands in a number's place, or behind the last, is finite
+    for (int upper = 0; upper < 127; upper++) often[upper] = (uint8_t)upper;
+    std::partial_sort(often, often + 8, often + 127, [&](int a, int b) { return seen[a] > seen[b]; });
 
     uint8_t upper[LINE] = {};
-    std::copy(often, often + 7, upper + 1);
+    std::copy(often, often + 8, upper);
     for (int code = 0; code < 8; code++) upper[8 + code] = upper[code] | 0x80;
     std::memcpy(panel, upper, sizeof upper);
     uint8_t* block = panel + LINE;
@@ -63,8 +65,8 @@ void compress_panel(const uint8_t* const* rows, long count, long D, uint8_t* pan
             for (long half = 0; half < 2; half++) {
                 Bytes lower = every_second<0>(pairs[2 * half], pairs[2 * half + 1]);
                 Bytes higher = every_second<1>(pairs[2 * half], pairs[2 * half + 1]), size = higher & 0x7f;
-                Bytes code{}, found = (Bytes)(size == 0);
-                for (uint8_t k = 1; k < 8; k++) {
+                Bytes code{}, found{};
+                for (uint8_t k = 0; k < 8; k++) {
                     Bytes here = (Bytes)(size == upper[k]);
                     code |= here & k;
                     found |= here;
@@ -74,7 +76,7 @@ void compress_panel(const uint8_t* const* rows, long count, long D, uint8_t* pan
                 std::memcpy(block + LINE * (1 + half) + 4 * four, &lower, sizeof lower);
                 if (all(found)) continue;
                 for (long r = four; r < std::min(four + 4, count); r++)
-                    for (long i = 4 * half; i < 4 * half + 4; i++)
+                    for (long i = 4 * half; i < std::min(4 * half + 4, D - at * INPUTS); i++)
                         if (!found[place(r, i) - 4 * four])
                             list.push_back({(int32_t)at, (uint8_t)r, (uint8_t)i, number(rows[r], at * INPUTS + i)});
             }

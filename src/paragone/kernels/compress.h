@@ -1,10 +1,10 @@
 // Weights in bfloat16 in twelve bits a number, without loss.
 //
 // A number is a sign, eight bits of exponent and seven of fraction. The exponents of a trained weight are few: their
-// upper seven bits, with the sign, take four bits where they are zero or one of seven others, which each panel chooses
-// for itself (DFloat11, arXiv:2504.11651, found the same and codes by Huffman; a fixed width is read at the speed of
-// memory). The lower byte stays as it is. Numbers that have none of these upper bits, one in thousands, are zero in the
-// panel and stand in a list of their own.
+// upper seven bits, with the sign, take four bits where they are one of eight that each panel chooses for itself
+// (DFloat11, arXiv:2504.11651, found the same and codes by Huffman; a fixed width is read at the speed of memory). The
+// lower byte stays as it is. Numbers that have none of these upper bits, one in thousands, stand in a list of their
+// own; what is in their place in the panel is finite and means nothing.
 //
 // Sixteen rows are a panel: a line that begins with the sixteen upper bytes that codes stand for, then blocks of eight
 // inputs, a line of codes and two of lower bytes. A byte of codes holds those of inputs i (low) and i + 4. In a line of

@@ -100,20 +100,31 @@ PARAGONE_INLINE VF weight_of(VF x, VF top) {
 #endif
 }
 
-// Scores of one query with a tile that begins at slot `at`, of which it sees [from, upto), become weights; the
-// query's sums so far are scaled to the new largest score.
-static void weigh(float* scores, long at, long from, long upto, Scoring scoring, const float* bias, float* largest,
+// Slots of a tile, from its first on.
+struct Span {
+    long from, upto;
+};
+
+// What token t sees of the tile that begins at slot `at`.
+PARAGONE_INLINE Span seen(const Queries& queries, long t, long at) {
+    return {std::clamp<long>(queries.firsts[t] - at, 0, TILE_SLOTS),
+            std::clamp<long>(queries.lasts[t] - at, 0, TILE_SLOTS)};
+}
+
+// Scores of one query with the slots `all` of a tile that begins at slot `at`, of which it sees `own`, become weights;
+// the query's sums so far are scaled to the new largest score.
+static void weigh(float* scores, long at, Span all, Span own, Scoring scoring, const float* bias, float* largest,
                   float* total, float* sums, long E, Word* weights) {
-    if (scoring.softcap > 0) soften(scores, TILE_SLOTS, scoring.softcap);
+    if (scoring.softcap > 0) soften(scores + all.from, all.upto - all.from, scoring.softcap);
     if (bias)
-        for (long s = from; s < upto; s++) scores[s] += bias[at + s];
-    for (long s = 0; s < from; s++) scores[s] = -__builtin_inff();
-    for (long s = upto; s < TILE_SLOTS; s++) scores[s] = -__builtin_inff();
-    VF tops = load(scores);
-    for (long s = W; s < TILE_SLOTS; s += W) tops = larger(tops, load(scores + s));
+        for (long s = own.from; s < own.upto; s++) scores[s] += bias[at + s];
+    for (long s = all.from; s < own.from; s++) scores[s] = -__builtin_inff();
+    for (long s = own.upto; s < all.upto; s++) scores[s] = -__builtin_inff();
+    VF tops = load(scores + all.from);
+    for (long s = all.from + W; s < all.upto; s += W) tops = larger(tops, load(scores + s));
     float top = std::max(*largest, largest_of(tops));
     VF added = {};
-    for (long s = 0; s < TILE_SLOTS; s += W) {
+    for (long s = all.from; s < all.upto; s += W) {
         VF p = weight_of(load(scores + s), splat(top));
         if constexpr (PAIRS) store((uint16_t*)weights + s, p);
         else store((float*)weights + s, p);
@@ -131,27 +142,36 @@ static void weigh(float* scores, long at, long from, long upto, Scoring scoring,
 // Rows [first, first + rows) of the queries, at most ROWS_AT_ONCE, with a tile of which keys and values are in panels.
 static void attend_block(const Queries& queries, long group, long first, long rows, long at, long E, Scoring scoring,
                          const Room& room) {
-    long words = words_of(E), slot_words = words_of(TILE_SLOTS);
+    // Whole panels of what one of them sees: on the diagonal that is little more than half of the tile.
+    Span all{TILE_SLOTS, 0};
+    for (long t = first / group; t <= (first + rows - 1) / group; t++) {
+        Span own = seen(queries, t, at);
+        if (own.from >= own.upto) continue;
+        all = {std::min(all.from, own.from / PANEL_ROWS * PANEL_ROWS),
+               std::max(all.upto, (own.upto + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS)};
+    }
+    if (all.from >= all.upto) return;
+    long words = words_of(E), slot_words = words_of(TILE_SLOTS), from = all.from / NUMBERS;
     Out scores{room.scores, TILE_SLOTS, nullptr, false};
-    for (long s = 0; s < TILE_SLOTS; s += PANEL_ROWS)
+    for (long s = all.from; s < all.upto; s += PANEL_ROWS)
         panels_by_tokens<TILE_PANELS>(room.keys + s * words, PANEL * words, words, room.queries + first * words, words,
                                       rows, scores, s, PANEL_ROWS);
     for (long i = 0; i < rows; i++) {
-        long r = first + i, t = r / group, from = std::clamp<long>(queries.firsts[t] - at, 0, TILE_SLOTS);
-        long upto = std::clamp<long>(queries.lasts[t] - at, 0, TILE_SLOTS);
+        long r = first + i;
+        Span own = seen(queries, r / group, at);
         const float* bias = scoring.bias ? scoring.bias + r % group * scoring.stride : nullptr;
         Word* weights = room.weights + i * slot_words;
-        if (from < upto)
-            weigh(room.scores + i * TILE_SLOTS, at, from, upto, scoring, bias, room.largest + r, room.totals + r,
+        if (own.from < own.upto)
+            weigh(room.scores + i * TILE_SLOTS, at, all, own, scoring, bias, room.largest + r, room.totals + r,
                   room.sums + r * E, E, weights);
         else
-            std::fill(weights, weights + slot_words, 0);
+            std::fill(weights + from, weights + all.upto / NUMBERS, 0);
     }
     Out sums{room.sums + first * E, E, nullptr, true};
     for (long e = 0; e < E; e += PANEL_ROWS) {
         auto run = E - e > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
-        run(room.values + e * slot_words, PANEL * slot_words, slot_words, room.weights, slot_words, rows, sums, e,
-            std::min(PANEL_ROWS, E - e), false, nullptr, nullptr);
+        run(room.values + e * slot_words + from * PANEL, PANEL * slot_words, (all.upto - all.from) / NUMBERS,
+            room.weights + from, slot_words, rows, sums, e, std::min(PANEL_ROWS, E - e), false, nullptr, nullptr);
     }
 }
 

@@ -26,7 +26,7 @@ PARAGONE_INLINE constexpr long block_bytes(int bits, bool has_minimum, bool fine
 
 // One token's activations in eight bits.
 static void quantize_inputs(const float* x, long D, Quantised* to) {
-    constexpr int REGISTERS = 16 / W;  // of a quarter of a block, which is what sums are made of
+    constexpr int REGISTERS = 32 / W;  // of a half of a block, whose quarters are what sums are made of
     for (long d = 0; d < D; d += BLOCK, to++) {
         float own[BLOCK] = {};
         const float* from = x + d;
@@ -34,26 +34,21 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
             std::memcpy(own, from, (D - d) * sizeof *x);
             from = own;
         }
-        VF sums[4];
+        VF sums[4] = {};
         for (int half = 0; half < 2; half++) {
             // Sizes compare as whole numbers do, and what is not a number is the largest.
-            VI most = {};
-            for (long i = 0; i < 32; i += W) {
-                VI size = (VI)load(from + 32 * half + i) & 0x7fffffff;
-                most = size > most ? size : most;
-            }
+            VI most = {}, codes[REGISTERS];
+            for (long i = 0; i < 32; i += W) most = larger(most, (VI)load(from + 32 * half + i) & 0x7fffffff);
             float top = as_float(largest_of(most));
             to->scales[half] = top / 127.0f;
             float inverse = top > 0 ? 127.0f / top : 0.0f;
-            for (int quarter = 2 * half; quarter < 2 * half + 2; quarter++) {
-                sums[quarter] = VF{};
-                for (int i = 0; i < REGISTERS; i++) {
-                    long at = 16 * quarter + i * W;
-                    VF shifted = load(from + at) * inverse + WHOLE;
-                    store_bytes(to->codes + at, (VI)shifted - WHOLE_BITS);
-                    sums[quarter] += shifted - WHOLE;
-                }
+#pragma GCC unroll 8
+            for (int i = 0; i < REGISTERS; i++) {
+                VF shifted = load(from + 32 * half + i * W) * inverse + WHOLE;
+                codes[i] = (VI)shifted - WHOLE_BITS;
+                sums[2 * half + i / (REGISTERS / 2)] += shifted - WHOLE;
             }
+            store_bytes(to->codes + 32 * half, codes);
         }
         float totals[4];
         sum4(sums[0], sums[1], sums[2], sums[3], totals);

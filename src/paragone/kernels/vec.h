@@ -155,6 +155,18 @@ PARAGONE_INLINE void store_bytes(int8_t* p, VI v) {
     std::memcpy(p, &bytes, sizeof bytes);
 }
 
+// The same of 32 lanes, which are numbers from -128 to 127, or it does not matter what is stored.
+PARAGONE_INLINE void store_bytes(int8_t* p, const VI (&v)[32 / W]) {
+#if PARAGONE_LANES == 8  // compilers narrow one register at a time
+    __m256i low = _mm256_packs_epi32((__m256i)v[0], (__m256i)v[1]), high = _mm256_packs_epi32((__m256i)v[2], (__m256i)v[3]);
+    VI mixed = (VI)_mm256_packs_epi16(low, high);  // by halves of registers
+    mixed = __builtin_shufflevector(mixed, mixed, 0, 4, 1, 5, 2, 6, 3, 7);
+    std::memcpy(p, &mixed, sizeof mixed);
+#else
+    for (int i = 0; i < 32 / W; i++) store_bytes(p + i * W, v[i]);
+#endif
+}
+
 // Adding 1.5 * 2^23 rounds to a whole number, which is then the low bits.
 constexpr float WHOLE = 12582912.0f;
 constexpr int32_t WHOLE_BITS = 0x4b400000;
@@ -280,6 +292,16 @@ PARAGONE_INLINE VF larger(VF a, VF b) {
 #endif
 }
 
+PARAGONE_INLINE VI larger(VI a, VI b) {
+#if PARAGONE_LANES == 16
+    return (VI)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif PARAGONE_LANES == 8
+    return (VI)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
 PARAGONE_INLINE float sum(VF v) {
 #if PARAGONE_LANES == 16
     v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -294,9 +316,11 @@ PARAGONE_INLINE int32_t largest_of(VI v) {
 #if PARAGONE_LANES == 16
     return _mm512_reduce_max_epi32((__m512i)v);
 #else
-    int32_t most = v[0];
-    for (long i = 1; i < W; i++) most = v[i] > most ? v[i] : most;
-    return most;
+#if PARAGONE_LANES == 8
+    v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+#endif
+    int32_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
 #endif
 }
 

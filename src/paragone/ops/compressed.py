@@ -3,8 +3,8 @@
 Sixteen rows are a panel: a line of 64 bytes that begins with the sixteen upper bytes of which the panel's
 numbers have one; then blocks of eight inputs, each a line of codes for the upper bytes, four bits each, and
 two lines of lower bytes (`kernels/compress.h` has the order of the bytes). Numbers with another upper byte
-are outliers: zero in the panel, and in its list as block (int32), row and input (a byte each) and bits. Lists
-go by blocks and end with a block that there is not.
+are outliers: in the panel's list as block (int32), row and input (a byte each) and bits. Lists go by blocks
+and end with a block that there is not.
 
 The exponents of a trained weight are few, so outliers are some in ten thousand; the weights take three
 quarters of their memory, and a token that is bound by reading them comes sooner (compare DFloat11,
