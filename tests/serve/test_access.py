@@ -275,6 +275,24 @@ def test_those_who_are_refused_together_do_not_come_back_together():
     assert set(waits) == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.parametrize(("every", "most"), [(0.001, 5), (0.2, 20), (10.0, 30), (70.0, 5)])
+def test_who_is_refused_is_told_to_wait_until_places_become_free(monkeypatch, every, most):
+    """200 are inside, of whom one leaves every so many seconds."""
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    limiter = Limiter(200)
+    for _ in range(100):
+        with limiter.admitted(None):
+            now += every
+    with limiter.admitted(None), limiter.places(199, "n"):
+        waits = set()
+        for _ in range(1000):
+            with pytest.raises(ApiError) as caught:
+                limiter.check()
+            waits.add(int(caught.value.headers["Retry-After"]))
+    assert waits == set(range(1, most + 1))
+
+
 def test_tokens_of_requests_that_run_count_already():
     limiter, key = Limiter(8), Key("k", "k", b"", 0.0, None, None, 10, None)
     with limiter.admitted(key), limiter.reserved(key, 10):

@@ -6,6 +6,7 @@
 #include <array>
 #include <utility>
 
+#include "bytes.h"
 #include "compress.h"
 #include "panels.h"
 

@@ -12,9 +12,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bytes.h"
 #include "coming.h"
 #include "table.h"
-#include "vec.h"
 
 namespace PARAGONE_LEVEL {
 

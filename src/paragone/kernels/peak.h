@@ -1,7 +1,7 @@
 // What a core can do at best: products on registers alone, and reading.
 #pragma once
 
-#include "vec.h"
+#include "bytes.h"
 
 namespace PARAGONE_LEVEL {
 

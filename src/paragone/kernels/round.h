@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "bytes.h"
 #include "pack.h"
-#include "vec.h"
 
 namespace PARAGONE_LEVEL {
 

@@ -101,8 +101,8 @@ struct Kernels {
     void (*packed_linear)(const Packed&, long first, long last, const Quantised* x, long M, const Out& to);
     // Panels [first, last) by M tokens of words_of(D to the next 8) words each. `alike`: what comes out for a token is
     // the same to the bit for any M. room: compressed_room(D) words.
-    void (*compressed_linear)(const Compressed&, long first, long last, const Word* x, long M, bool alike, const Out& to,
-                              Word* room);
+    void (*compressed_linear)(const Compressed&, long first, long last, const Word* x, long M, bool alike,
+                              const Out& to, Word* room);
     long (*compressed_room)(long D);
     void (*rms_norm)(const float* x, const float* weight, float eps, long D, float* y);  // no weight: ones
     void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, long D, float* y);

@@ -43,10 +43,10 @@ class ApiError(Exception):
         return {"error": error}
 
 
-def overloaded(what: str) -> ApiError:
+def overloaded(what: str, within: int = limits.RETRY_SECONDS) -> ApiError:
     """503, with the time after which it is worth trying again: not the same for all, or those who were
-    refused together would come back together."""
-    seconds = random.randint(1, limits.RETRY_SECONDS)  # noqa: S311 -- no secret
+    refused together would come back together. `within` is the longest, in seconds."""
+    seconds = random.randint(1, within)  # noqa: S311 -- no secret
     return ApiError(503, "overloaded", what, headers={"Retry-After": str(seconds)})
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from paragone import limits
 from paragone.serve.errors import ApiError, overloaded
 from paragone.serve.keys import Key, Usage
 
 MINUTE_S = 60.0
+LEFT = 64  # the last who have left, within a minute: they tell how fast places become free
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Limiter:
         self.draining = False
         self.used: dict[str, Usage] = {}  # since it was last written down, by key's id
         self._accounts: dict[str, _Account] = {}
+        self._left: deque[float] = deque(maxlen=LEFT)
 
     def check(self) -> None:
         """Raises ApiError (503) where no request would be taken now."""
@@ -46,7 +49,18 @@ class Limiter:
             error.headers |= {"Connection": "close"}
             raise error
         if self.inside >= self.most:
-            raise overloaded(f"{self.inside} requests are inside already, which is all that fit")
+            raise self._full(f"{self.inside} requests are inside already, which is all that fit")
+
+    def _full(self, what: str) -> ApiError:
+        """Who comes back before half of those inside have left is refused again, most likely, and that costs
+        the processors that work for the others."""
+        within, now = limits.RETRY_SECONDS, time.monotonic()
+        while self._left and now - self._left[0] >= MINUTE_S:
+            self._left.popleft()
+        if len(self._left) > 1:
+            each = (now - self._left[0]) / (len(self._left) - 1)
+            within = max(within, round(min(each * self.inside / 2, limits.RETRY_SECONDS_AT_MOST)))
+        return overloaded(what, within)
 
     @contextmanager
     def admitted(self, key: Key | None) -> Iterator[None]:
@@ -59,6 +73,7 @@ class Limiter:
             yield
         finally:
             self.inside -= 1
+            self._left.append(time.monotonic())
             if account is not None:
                 account.running -= 1
 
@@ -87,7 +102,7 @@ class Limiter:
             message = f"{more + 1} answers to one request, and {self.most} fit at most"
             raise ApiError(400, "invalid_value", message, param)
         if self.inside + more > self.most:
-            raise overloaded(f"{self.inside} requests are inside already: {more} more do not fit")
+            raise self._full(f"{self.inside} requests are inside already: {more} more do not fit")
         self.inside += more
         try:
             yield
