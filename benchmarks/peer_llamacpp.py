@@ -69,16 +69,18 @@ def prefill(path: str, length: int, times: int) -> float:
     return median(rates[1:])
 
 
-def decoding(path: str, sequences: int) -> float:
-    session = Session(path, sequences, 256)
-    session.decode([(100 + s * 7 + i, i, s, i == 15) for s in range(sequences) for i in range(16)])
+def decoding(path: str, sequences: int, times: int = 3) -> float:
+    session, rates = Session(path, sequences, 256), []
     steps = 128 if sequences == 1 else 48
-    begin = time.perf_counter()
-    for k in range(steps):
-        session.decode([(200 + k, 16 + k, s, True) for s in range(sequences)])
-    rate = sequences * steps / (time.perf_counter() - begin)
+    for _ in range(1 + times):
+        session.clear()
+        session.decode([(100 + s * 7 + i, i, s, i == 15) for s in range(sequences) for i in range(16)])
+        begin = time.perf_counter()
+        for k in range(steps):
+            session.decode([(200 + k, 16 + k, s, True) for s in range(sequences)])
+        rates.append(sequences * steps / (time.perf_counter() - begin))
     session.close()
-    return rate
+    return median(rates[1:])
 
 
 def speed(path: str) -> dict[str, float]:
