@@ -59,7 +59,7 @@ PARAGONE_INLINE void dots(const float* q, const T* const (&keys)[N], long E, flo
         for (int n = 0; n < N; n++) {
             VF key = load(keys[n] + e);
 #pragma GCC unroll 4
-            for (int g = 0; g < G; g++) sums[g][n] += load(q + g * E + e) * key;
+            for (int g = 0; g < G; g++) sums[g][n] = multiply_add(load(q + g * E + e), key, sums[g][n]);
         }
 #pragma GCC unroll 4
     for (int g = 0; g < G; g++)
@@ -110,7 +110,7 @@ static void mix(const float* weights, long stride, const Slots& slots, long firs
             for (int g = 0; g < G; g++) {
                 VF weight = splat(weights[g * stride + s + i] * scale);
 #pragma GCC unroll 4
-                for (int n = 0; n < N; n++) sums[g][n] += weight * parts[n];
+                for (int n = 0; n < N; n++) sums[g][n] = multiply_add(weight, parts[n], sums[g][n]);
             }
         }
         s += run.count;

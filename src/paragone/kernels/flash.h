@@ -90,10 +90,8 @@ PARAGONE_INLINE VF weight_of(VF x, VF top) {
     __mmask16 normal = _mm512_cmp_ps_mask(t, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
     __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     VF f = (VF)t - (VF)n;
-    VF y = f * 0.0095701f + 0.05591786f;
-    y = y * f + 0.24024745f;
-    y = y * f + 0.69312181f;
-    y = y * f + 0.99999926f;
+    VF y = splat(0.0095701f);
+    for (float term : {0.05591786f, 0.24024745f, 0.69312181f, 0.99999926f}) y = multiply_add(y, f, splat(term));
     return (VF)_mm512_maskz_scalef_ps(normal, (__m512)y, n);
 #else
     return exp(x - top);

@@ -1,6 +1,7 @@
 #include "ops.h"
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstring>
 
@@ -9,6 +10,12 @@
 namespace {
 
 constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
+
+// Whether packed weights whose inputs are in that order take M tokens in words.
+bool codes_in_words(const int32_t* order, long M, bool alike) {
+    long enough = best.packed_words.from_tokens;
+    return enough && M >= enough && !alike && !order;
+}
 
 }  // namespace
 
@@ -28,11 +35,16 @@ long Matrix::bytes(long D) const {
     return blocks() * ((D + 63) / 64) * (64 * 16 * packed.bits / 8 + halves * 32);
 }
 
+bool Matrix::in_words(long M, bool alike) const {
+    return !is_packed || codes_in_words(order, M, alike);
+}
+
 // Whole blocks of 16 rows, so that no two threads write to one line of the cache.
 void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out,
                       Own& own) const {
-    if (is_packed) best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
-    else best.compressed_linear(compressed, first, last, inputs.words(), M, alike, out, own.panels.data());
+    if (!is_packed) best.compressed_linear(compressed, first, last, inputs.words(), M, alike, out, own.panels.data());
+    else if (in_words(M, alike)) best.packed_words.linear(packed, first, last, inputs.words(), M, out, own.panels.data());
+    else best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
 }
 
 Linear::Linear(int source, long source_width, int target, long D, std::vector<Matrix> parts, std::vector<float> bias,
@@ -43,7 +55,6 @@ Linear::Linear(int source, long source_width, int target, long D, std::vector<Ma
         N_ += part.rows;
         blocks_ += part.blocks();
         bytes_ += part.bytes(D_);
-        words_ |= !part.is_packed;
         if (!part.is_packed) continue;
         part.version = (int)(std::find(orders_.begin(), orders_.end(), part.order) - orders_.begin());
         if (part.version == (int)orders_.size()) orders_.push_back(part.order);
@@ -57,18 +68,26 @@ long Linear::enough() const {
 }
 
 void Linear::prepare(Run& run) const {
-    run.inputs.reserve(run.step.T, D_, orders_.size(), words_);
+    bool words = in_words(run.step.T, run.step.deterministic);
+    run.inputs.reserve(run.step.T, D_, orders_.size(), words);
     for (Own& own : run.own) {
-        own.inputs.reserve(ALONE, D_, orders_.size(), words_);
+        own.inputs.reserve(ALONE, D_, orders_.size(), words);
         grow(own.row, 2 * D_);
-        if (words_) grow(own.panels, best.compressed_room(D_));
+        if (words) grow(own.panels, std::max(best.compressed_room(D_), best.packed_words.room));
     }
 }
 
-void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const {
+// Whether a part of it takes M tokens in words.
+bool Linear::in_words(long M, bool alike) const {
+    return std::any_of(parts_.begin(), parts_.end(), [&](const Matrix& part) { return part.in_words(M, alike); });
+}
+
+void Linear::make_input(const Run& run, const float* row, long m, long M, Inputs& inputs, Own& own) const {
     const float* input = prologue_.apply(row, D_, own.row.data());
+    bool alike = run.step.deterministic;
     for (size_t version = 0; version < orders_.size(); version++) {
         const int32_t* order = orders_[version];
+        if (codes_in_words(order, M, alike)) continue;
         const float* ordered = input;
         if (order) {
             float* to = own.row.data() + D_;
@@ -77,7 +96,7 @@ void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& o
         }
         best.quantize_inputs(ordered, D_, inputs.quantised() + (version * M + m) * ((D_ + 63) / 64));
     }
-    if (!words_) return;
+    if (!in_words(M, alike)) return;
     long words = best.pairs ? (D_ + 1) / 2 : D_, padded = compressed::blocks_of(D_) * (best.pairs ? 4 : 8);
     Word* to = inputs.words() + m * padded;
     best.to_words(input, D_, to);
@@ -180,7 +199,8 @@ std::string Linear::describe() const {
     for (const Matrix& part : parts_) {
         if (part.is_packed)
             out += " int" + std::to_string(part.packed.bits) + (part.packed.has_minimum ? "+min" : "") +
-                   (part.packed.fine ? "/16" : "/32") + (part.order ? " in another order" : "");
+                   (part.packed.fine ? "/16" : "/32") + (part.order ? " in another order" : "") +
+                   (part.in_words(LONG_MAX, false) ? " (bf16 for many tokens)" : "");
         else out += " bf16";
     }
     return out;

@@ -44,7 +44,7 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
             float inverse = top > 0 ? 127.0f / top : 0.0f;
 #pragma GCC unroll 8
             for (int i = 0; i < REGISTERS; i++) {
-                VF shifted = load(from + 32 * half + i * W) * inverse + WHOLE;
+                VF shifted = multiply_add(load(from + 32 * half + i * W), inverse, splat(WHOLE));
                 codes[i] = (VI)shifted - WHOLE_BITS;
                 sums[2 * half + i / (REGISTERS / 2)] += shifted - WHOLE;
             }
@@ -65,6 +65,9 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
         }
     }
 }
+
+// What codes are counted from.
+template <int BITS, bool MINIMUM> constexpr int CENTER = BITS == 8 ? 128 : MINIMUM ? 0 : 8;
 
 // What P panels, `stride` bytes apart, have of a quarter of a block, which is at most what one scale is for.
 template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {

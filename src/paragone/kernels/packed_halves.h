@@ -70,8 +70,8 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
                     if constexpr (IN_BYTES<BITS>) whole[t][q] = dot_halves(halves[t][q], 1 - VT{});
                     if constexpr (!SIGNED<BITS>) whole[t][q] += share.start;
                     VF sum = __builtin_convertvector(whole[t][q], VF);
-                    sums[t][q] += sum * (w.scales[q] * share.scale);
-                    if constexpr (MINIMUM) sums[t][q] += w.minima[q] * share.total;
+                    sums[t][q] = multiply_add(sum, w.scales[q] * share.scale, sums[t][q]);
+                    if constexpr (MINIMUM) sums[t][q] = multiply_add(w.minima[q], share.total, sums[t][q]);
                 }
             }
         }

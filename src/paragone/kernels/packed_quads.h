@@ -38,8 +38,9 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
                     if (!FINE && quarter == 0) continue;
 #pragma GCC unroll 8
                     for (int q = 0; q < P * V; q++) {
-                        sums[i][q] += __builtin_convertvector(whole[i][q], VF) * (w.scales[q] * share.scale);
-                        if constexpr (MINIMUM) sums[i][q] += w.minima[q] * share.total;
+                        VF sum = __builtin_convertvector(whole[i][q], VF);
+                        sums[i][q] = multiply_add(sum, w.scales[q] * share.scale, sums[i][q]);
+                        if constexpr (MINIMUM) sums[i][q] = multiply_add(w.minima[q], share.total, sums[i][q]);
                     }
                 }
             }

@@ -59,8 +59,8 @@ static void panel_tiles(const Packed& weight, long p, const Quantised* x, long M
                 for (long i = 0; i < tokens; i++) {
                     Share<BITS, MINIMUM, FINE> share(token[i * blocks], part);
                     VI sum = (VI)load_words(whole[i]) + share.start;
-                    sums[i] += __builtin_convertvector(sum, VF) * (w.scales[0] * share.scale);
-                    if constexpr (MINIMUM) sums[i] += w.minima[0] * share.total;
+                    sums[i] = multiply_add(__builtin_convertvector(sum, VF), w.scales[0] * share.scale, sums[i]);
+                    if constexpr (MINIMUM) sums[i] = multiply_add(w.minima[0], share.total, sums[i]);
                 }
             }
         }

@@ -82,7 +82,7 @@ PARAGONE_INLINE VF multiply_words(VF sum, VI w, VI x) {
 #if defined(__AVX512BF16__)
     return dot_pairs(sum, w, x);
 #else
-    return sum + (VF)w * (VF)x;
+    return multiply_add((VF)w, (VF)x, sum);
 #endif
 }
 

@@ -48,7 +48,7 @@ template <int BITS> static long multiply_codes(long rounds) {
     for (long r = 0; r < rounds; r += SCALED) {
         sums_of<BITS>(whole, x);
 #pragma GCC unroll 12
-        for (int c = 0; c < CHAINS; c++) sums[c] += __builtin_convertvector(whole[c], VF) * scale;
+        for (int c = 0; c < CHAINS; c++) sums[c] = multiply_add(__builtin_convertvector(whole[c], VF), scale, sums[c]);
     }
     for (int c = 1; c < CHAINS; c++) sums[0] += sums[c];
     volatile float kept = sums[0][0];
@@ -67,7 +67,7 @@ static long multiply_numbers(long rounds) {
 #if defined(__AVX512BF16__)
             sums[c] = dot_pairs(sums[c], x, x);
 #else
-            sums[c] = sums[c] * (VF)x + (VF)x;
+            sums[c] = multiply_add(sums[c], (VF)x, (VF)x);
 #endif
     for (int c = 1; c < FLOAT_CHAINS; c++) sums[0] += sums[c];
     volatile float kept = sums[0][0];

@@ -31,7 +31,7 @@ static void rms_norm(const float* x, const float* weight, float eps, long D, flo
     long d = 0;
     for (; d + W <= D; d += W) {
         VF v = load(x + d);
-        squares += v * v;
+        squares = multiply_add(v, v, squares);
     }
     float total = sum(squares);
     for (long i = d; i < D; i++) total += x[i] * x[i];
@@ -52,11 +52,12 @@ static void layer_norm(const float* x, const float* weight, const float* bias, f
     float mean = total / D;
     for (d = 0; d + W <= D; d += W) {
         VF v = load(x + d) - mean;
-        squares += v * v;
+        squares = multiply_add(v, v, squares);
     }
     for (rest = sum(squares); d < D; d++) rest += (x[d] - mean) * (x[d] - mean);
     float scale = 1.0f / std::sqrt(rest / D + eps);
-    for (d = 0; d + W <= D; d += W) store(y + d, (load(x + d) - mean) * scale * load(weight + d) + load(bias + d));
+    for (d = 0; d + W <= D; d += W)
+        store(y + d, multiply_add((load(x + d) - mean) * scale, load(weight + d), load(bias + d)));
     for (; d < D; d++) y[d] = (x[d] - mean) * scale * weight[d] + bias[d];
 }
 
@@ -72,8 +73,8 @@ static void rotate(float* x, const float* cos, const float* sin, long dim, bool 
     }
     for (; e + W <= half; e += W) {
         VF a = load(x + e), b = load(x + half + e), c = load(cos + e), s = load(sin + e);
-        store(x + e, a * c - b * s);
-        store(x + half + e, b * c + a * s);
+        store(x + e, multiply_add(a, c, -b * s));
+        store(x + half + e, multiply_add(b, c, a * s));
     }
     for (; e < half; e++) {
         float a = x[e], b = x[half + e];

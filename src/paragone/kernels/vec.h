@@ -15,6 +15,8 @@
 #endif
 #if PARAGONE_LANES > 4
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_FMA) && defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 #if !defined(PARAGONE_TILES)
 #define PARAGONE_TILES 0
@@ -67,6 +69,23 @@ PARAGONE_INLINE VF load(const uint16_t* p) {
     return (VF)(__builtin_convertvector(h, VU) << 16);
 #endif
 }
+
+// a * b + c, rounded once where there is an instruction for it. It is said wherever it is meant, and compilers are told
+// to make it of nothing else: which sums they choose differs from one of their versions to the next, and from one
+// instance of a template to another, so that a row's result would depend on how many rows there are.
+PARAGONE_INLINE VF multiply_add(VF a, VF b, VF c) {
+#if PARAGONE_LANES == 16
+    return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif PARAGONE_LANES == 8
+    return (VF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA) && defined(__ARM_NEON)
+    return (VF)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+PARAGONE_INLINE VF multiply_add(VF a, float b, VF c) { return multiply_add(a, splat(b), c); }
 
 PARAGONE_INLINE float widen(uint16_t h) {
     uint32_t u = (uint32_t)h << 16;
@@ -151,10 +170,19 @@ PARAGONE_INLINE VF dot_pairs(VF sum, VI w, VI x) {
 #if defined(__AVX512BF16__)
     return (VF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
 #else
-    sum += (VF)((VU)w << 16) * (VF)((VU)x << 16);
-    return sum + (VF)((VU)w & 0xffff0000u) * (VF)((VU)x & 0xffff0000u);
+    sum = multiply_add((VF)((VU)w << 16), (VF)((VU)x << 16), sum);
+    return multiply_add((VF)((VU)w & 0xffff0000u), (VF)((VU)x & 0xffff0000u), sum);
 #endif
 }
+
+#if defined(__AVX512BF16__)
+// Words of two bfloat16 numbers each, the lower halves of `low`.
+PARAGONE_INLINE VI to_pairs(VF low, VF high) {
+    VT halves = (VT)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (VI)__builtin_shufflevector(halves, halves, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9,
+                                       25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#endif
 
 // b where one of the two is not a number.
 PARAGONE_INLINE VF larger(VF a, VF b) {
@@ -246,17 +274,15 @@ PARAGONE_INLINE VF exp(VF x) {
     VF given = x;
     x = larger(x, splat(-87.0f));
     x = -larger(-x, splat(-88.0f));
-    VF shifted = x * 1.44269504088896341f + WHOLE;
+    VF shifted = multiply_add(x, 1.44269504088896341f, splat(WHOLE));
     VI k = (VI)shifted - WHOLE_BITS;
     VF n = shifted - WHOLE;
-    x = x - n * 0.693359375f + n * 2.12194440e-4f;
+    x = multiply_add(n, -0.693359375f, x);
+    x = multiply_add(n, 2.12194440e-4f, x);
     VF y = splat(1.9875691500e-4f);
-    y = y * x + 1.3981999507e-3f;
-    y = y * x + 8.3334519073e-3f;
-    y = y * x + 4.1665795894e-2f;
-    y = y * x + 1.6666665459e-1f;
-    y = y * x + 5.0000001201e-1f;
-    y = y * x * x + x + 1.0f;
+    for (float term : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        y = multiply_add(y, x, splat(term));
+    y = multiply_add(y * x, x, x) + 1.0f;
     VF power = (VF)((k + 127) << 23);
     y = given < -87.0f ? VF{} : y * power;
     return given != given ? given : y;
