@@ -28,6 +28,7 @@ Measured = dict[str, float]
 PROMPTS = ("prefill512", "prefill4096")
 KEYS = ("decode1", "decode16", "decode64", *PROMPTS)
 EQUAL = ("seq16", "seq64")
+LARGE = "1.1B Q4_0"  # long prompts of it would take as long as all else
 EQUAL_REQUESTS = "Paragone, equal requests"
 # What is aimed at, which figure it is, and whose.
 RATIOS = {
@@ -40,7 +41,7 @@ RATIOS = {
         "Paragone Gemma 3 270M Q4_K_M",
         "llama.cpp Gemma 3 270M Q4_K_M",
     ),
-    "decode_large_vs_llamacpp": (1.15, "decode1", "Paragone 1.1B Q4_0", "llama.cpp 1.1B Q4_0"),
+    "decode_large_vs_llamacpp": (1.15, "decode1", f"Paragone {LARGE}", f"llama.cpp {LARGE}"),
     "prefill512_int4_vs_llamacpp": (6.0, "prefill512", "Paragone Q4_0", "llama.cpp Q4_0"),
     "prefill512_int8_vs_llamacpp": (6.0, "prefill512", "Paragone Q8_0", "llama.cpp Q8_0"),
     "prefill512_vs_vllm": (2.0, "prefill512", "Paragone Q4_0", "vLLM"),
@@ -65,7 +66,7 @@ def files() -> dict[str, tuple[Path, str]]:
             run(interpreter("llamacpp"), "peer_llamacpp.py", "quantize", source, str(path), kind)
         out[kind] = path, precision
     out["Gemma 3 270M Q4_K_M"] = locate("gemma3-270m").path, "int8"
-    out["1.1B Q4_0"] = large(), "int8"
+    out[LARGE] = large(), "int8"
     return out
 
 
@@ -76,16 +77,17 @@ def rounds_of(count: int) -> list[dict[str, Measured]]:
         measured: dict[str, Measured] = {}
         for name, (path, precision) in files().items():
             print(f"round {number + 1} of {count}: {name}", file=sys.stderr)
+            longest = "512" if name == LARGE else "4096"
             measured[f"Paragone {name}"] = json.loads(
-                run(sys.executable, "own_kernels.py", "speed", path, precision)[1]
+                run(sys.executable, "own_kernels.py", "speed", path, precision, longest)[1]
             )
-            measured[f"llama.cpp {name}"] = json.loads(run(llama, "peer_llamacpp.py", "speed", path)[1])
+            peer = run(llama, "peer_llamacpp.py", "speed", path, longest)[1]
+            measured[f"llama.cpp {name}"] = json.loads(peer)
         print(f"round {number + 1} of {count}: vLLM", file=sys.stderr)
         path, precision = files()["Q4_0"]
         equal = run(sys.executable, "own_kernels.py", "throughput", path, precision)[1]
         measured[EQUAL_REQUESTS] = json.loads(equal)
-        measured["vLLM"] = json.loads(run(vllm, "peer_vllm.py", "throughput", exported())[1])
-        measured["vLLM"] |= json.loads(run(vllm, "peer_vllm.py", "prefill", exported())[1])
+        measured["vLLM"] = json.loads(run(vllm, "peer_vllm.py", "kernels", exported())[1])
         measured["start"] = {
             "Paragone": warm_start(sys.executable, "own_start.py", "start", path, precision),
             "PyTorch": warm_start(sys.executable, "own_start.py", "import", path, precision),
@@ -103,10 +105,13 @@ def warm_start(python: Path | str, script: str, mode: str, path: Path, *more: st
 
 
 def rows(found: list[dict[str, Measured]]) -> list[list[str]]:
+    def figure(name: str, key: str) -> str:
+        return f"{median(m[name][key] for m in found):.0f}" if key in found[0][name] else "–"
+
     out = []
     for name in found[0]:
         if name.startswith(("Paragone ", "llama.cpp ")):
-            out.append([name, *(f"{median(m[name][key] for m in found):.0f}" for key in KEYS)])
+            out.append([name, *(figure(name, key) for key in KEYS)])
     return out
 
 

@@ -1,11 +1,12 @@
 """Paragone on a GGUF file or a folder; run by cpu_kernels.py, the twin of peer_llamacpp.py.
 
-    python own_kernels.py speed|throughput FILE PRECISION
+    python own_kernels.py speed FILE PRECISION LONGEST
+    python own_kernels.py throughput FILE PRECISION
 
-`speed` prints one JSON line: tokens/s of prompts of 512 and 4,096, of decoding 1, 16 and 64 sequences through
-the engine, the most of each that the machine allowed at the time (bounds.py), the share of the machine's
-reading rate that decoding uses, and what memory took at most beside weights and cache. `throughput` is
-own_engine.py's, of equal requests with their prompts, with the most of each.
+`speed` prints one JSON line: tokens/s of prompts of 512 and 4,096, up to the LONGEST, of decoding 1, 16 and
+64 sequences through the engine, the most of each that the machine allowed at the time (bounds.py), the share
+of the machine's reading rate that decoding uses, and what memory took at most beside weights and cache.
+`throughput` is own_engine.py's, of equal requests with their prompts, with the most of each.
 """
 
 import json
@@ -44,7 +45,7 @@ def decoding(model: Any, sequences: int) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def speed(model: Any) -> dict[str, float]:
+def speed(model: Any, longest: int) -> dict[str, float]:
     prompt = list(range(100, 612))
     model.engine_config = EngineConfig(find_prefixes=False)
     model.generate(prompt, max_tokens=64, ignore_eos=True)
@@ -53,7 +54,8 @@ def speed(model: Any) -> dict[str, float]:
     size = model.decoder.decode_bytes
     machine = Machine(size)
     figures = {f"decode{n}": (partial(decoding, model, n), 3) for n in (1, 16, 64)}
-    figures |= {f"prefill{n}": (partial(prefill, model, n), times) for n, times in ((512, 5), (4096, 3))}
+    prompts = [(n, times) for n, times in ((512, 5), (4096, 3)) if n <= longest]
+    figures |= {f"prefill{n}": (partial(prefill, model, n), times) for n, times in prompts}
     out: dict[str, float] = {"weight_bytes": size, "over_bytes": over}
     for key, (figure, times) in figures.items():
         figure()  # memory is taken, and the caches are warm
@@ -72,10 +74,10 @@ def equal_requests(model: Any) -> dict[str, float]:
     return out | {f"most_{key}": most[key] for key in ("seq16", "seq64")}
 
 
-def main(mode: str, path: str, precision: str) -> None:
+def main(mode: str, path: str, precision: str, *longest: str) -> None:
     model = paragone.load(path, precision=precision)  # type: ignore[arg-type]
     model.generate("The sky is", max_tokens=8)
-    print(json.dumps(speed(model) if mode == "speed" else equal_requests(model)))
+    print(json.dumps(speed(model, int(longest[0])) if mode == "speed" else equal_requests(model)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """llama.cpp through its C interface; run by cpu_kernels.py with the peer's own Python.
 
-    python peer_llamacpp.py speed|start FILE
+    python peer_llamacpp.py speed FILE LONGEST
+    python peer_llamacpp.py start FILE
     python peer_llamacpp.py quantize FILE TARGET TYPE
     python peer_llamacpp.py bits FILE IDS
 
-`speed` prints one JSON line: tokens/s of a prompt of 512, of decoding 1, 16 and 64 sequences, and the bytes
-of memory at most; `start` a line when the first token is there. Agrees with llama-bench and
-llama-batched-bench of the same build to within noise.
+`speed` prints one JSON line: tokens/s of prompts of 512 and 4,096, up to the LONGEST, of decoding 1, 16 and
+64 sequences, and the bytes of memory at most; `start` a line when the first token is there. Agrees with
+llama-bench and llama-batched-bench of the same build to within noise.
 """
 
 import json
@@ -83,9 +84,9 @@ def decoding(path: str, sequences: int, times: int = 3) -> float:
     return median(rates[1:])
 
 
-def speed(path: str) -> dict[str, float]:
+def speed(path: str, longest: int) -> dict[str, float]:
     out = {f"decode{n}": decoding(path, n) for n in (1, 16, 64)}
-    out |= {f"prefill{n}": prefill(path, n, times) for n, times in ((512, 5), (4096, 3))}
+    out |= {f"prefill{n}": prefill(path, n, times) for n, times in ((512, 5), (4096, 3)) if n <= longest}
     return out | {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
@@ -120,7 +121,7 @@ def main(mode: str, path: str, *more: str) -> None:
         session.decode([(1, 0, 0, False), (504, 1, 0, True)])
         print("first token", flush=True)
     else:
-        print(json.dumps(speed(path)))
+        print(json.dumps(speed(path, int(more[0]))))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """vLLM's CPU build on a Hugging Face folder; run by engine.py with the peer's own Python.
 
-    python peer_vllm.py throughput|mixed|prefill|start FOLDER
+    python peer_vllm.py throughput|mixed|kernels|start FOLDER
 
 `throughput` prints one JSON line with tokens/s, prompts included, of 1, 16 and 64 equal requests of 13 and 64
-tokens; `prefill` one with those of prompts of 512 and 4,096; `mixed` one with what the senders of the
+tokens; `kernels` one with those and of prompts of 512 and 4,096; `mixed` one with what the senders of the
 requests in arrivals.py see; `start` an empty one after the first token.
 """
 
@@ -77,13 +77,13 @@ def prefill(llm: Any) -> dict[str, float]:
 def main(mode: str, folder: str, *numbers: str) -> None:
     from vllm import LLM, SamplingParams
 
-    length = 4608 if mode == "prefill" else 2048
+    length = 4608 if mode == "kernels" else 2048
     llm = LLM(folder, dtype="bfloat16", max_model_len=length, enable_prefix_caching=False)
     first = SamplingParams(temperature=0, max_tokens=1 if mode == "start" else 8)
     llm.generate([PROMPT], first, use_tqdm=False)
     found: dict[str, float] = {}
-    if mode == "prefill":
-        found = prefill(llm)
+    if mode == "kernels":
+        found = throughput(llm) | prefill(llm)
     elif mode == "throughput":
         found = throughput(llm)
     elif mode == "mixed":
