@@ -7,7 +7,6 @@ import torch
 
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.cli.main import run
-from paragone.kernels import native
 from paragone.model.forward import BLOCK_SIZE, Reader, TorchForward
 from paragone.model.load import load_decoder
 from paragone.model.paged import PagedCache, Part, reaches_of
@@ -113,8 +112,7 @@ def test_inspect_says_what_runs_where(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["why_not"] is None
     count = {row["operation"]: row["count"] for row in found["operations"]}
-    part = "int4+min/32" + (" (bf16 for many tokens)" if native.packed_words_from else "")
-    assert count[f"linear 3072 x 576: {part} {part}"] == 30
+    assert count["linear 3072 x 576: int4+min/32 int4+min/32"] == 30
     assert all(
         row["microseconds"] > 0 for row in found["operations"] if row["operation"].startswith("linear")
     )

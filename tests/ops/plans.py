@@ -13,12 +13,6 @@ PAIRS = native is not None and native.pairs
 STEP = 2**-8 if PAIRS else 2e-6  # of an input of a product with bfloat16
 
 
-def error(tokens, deterministic):
-    """Of a packed product, by the sizes of its terms."""
-    words = native.packed_words_from and tokens >= native.packed_words_from and not deterministic
-    return 2.0**-8 if words else 2e-6
-
-
 def run(x, op, width, deterministic=False):
     """One operation from rows x (T, D) to (T, width)."""
     plan, y = native.Plan([x.shape[1]]), torch.full((len(x), width), 77.0)

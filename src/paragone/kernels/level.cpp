@@ -18,11 +18,6 @@ const Kernels PARAGONE_TABLE = {
     quantize_inputs,
     to_words,
     packed_linear,
-#if PARAGONE_TILES
-    {TILE_ROWS, TILE_PANELS * PANEL * DEPTH, packed_words_linear},
-#else
-    {},
-#endif
     compressed_linear,
     compressed_room,
     rms_norm,

@@ -201,7 +201,6 @@ NB_MODULE(_native, m) {
     m.attr("X") = +Run::X;
     m.attr("OUT") = +Run::OUT;
     m.attr("pairs") = best.pairs;
-    m.attr("packed_words_from") = best.packed_words.from_tokens;
     auto released = nb::call_guard<nb::gil_scoped_release>();
     m.def("pack", &pack, released);
     m.def("round_rows", &round_rows, released);

@@ -1,7 +1,6 @@
 #include "ops.h"
 
 #include <algorithm>
-#include <climits>
 #include <cmath>
 #include <cstring>
 
@@ -10,12 +9,6 @@
 namespace {
 
 constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
-
-// Whether packed weights whose inputs are in that order take M tokens in words.
-bool codes_in_words(const int32_t* order, long M, bool alike) {
-    long enough = best.packed_words.from_tokens;
-    return enough && M >= enough && !alike && !order;
-}
 
 }  // namespace
 
@@ -35,16 +28,11 @@ long Matrix::bytes(long D) const {
     return blocks() * ((D + 63) / 64) * (64 * 16 * packed.bits / 8 + halves * 32);
 }
 
-bool Matrix::in_words(long M, bool alike) const {
-    return !is_packed || codes_in_words(order, M, alike);
-}
-
 // Whole blocks of 16 rows, so that no two threads write to one line of the cache.
 void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out,
                       Own& own) const {
-    if (!is_packed) best.compressed_linear(compressed, first, last, inputs.words(), M, alike, out, own.panels.data());
-    else if (in_words(M, alike)) best.packed_words.linear(packed, first, last, inputs.words(), M, out, own.panels.data());
-    else best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
+    if (is_packed) best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
+    else best.compressed_linear(compressed, first, last, inputs.words(), M, alike, out, own.panels.data());
 }
 
 Linear::Linear(int source, long source_width, int target, long D, std::vector<Matrix> parts, std::vector<float> bias,
@@ -55,6 +43,7 @@ Linear::Linear(int source, long source_width, int target, long D, std::vector<Ma
         N_ += part.rows;
         blocks_ += part.blocks();
         bytes_ += part.bytes(D_);
+        words_ |= !part.is_packed;
         if (!part.is_packed) continue;
         part.version = (int)(std::find(orders_.begin(), orders_.end(), part.order) - orders_.begin());
         if (part.version == (int)orders_.size()) orders_.push_back(part.order);
@@ -68,26 +57,18 @@ long Linear::enough() const {
 }
 
 void Linear::prepare(Run& run) const {
-    bool words = in_words(run.step.T, run.step.deterministic);
-    run.inputs.reserve(run.step.T, D_, orders_.size(), words);
+    run.inputs.reserve(run.step.T, D_, orders_.size(), words_);
     for (Own& own : run.own) {
-        own.inputs.reserve(ALONE, D_, orders_.size(), words);
+        own.inputs.reserve(ALONE, D_, orders_.size(), words_);
         grow(own.row, 2 * D_);
-        if (words) grow(own.panels, std::max(best.compressed_room(D_), best.packed_words.room));
+        if (words_) grow(own.panels, best.compressed_room(D_));
     }
 }
 
-// Whether a part of it takes M tokens in words.
-bool Linear::in_words(long M, bool alike) const {
-    return std::any_of(parts_.begin(), parts_.end(), [&](const Matrix& part) { return part.in_words(M, alike); });
-}
-
-void Linear::make_input(const Run& run, const float* row, long m, long M, Inputs& inputs, Own& own) const {
+void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const {
     const float* input = prologue_.apply(row, D_, own.row.data());
-    bool alike = run.step.deterministic;
     for (size_t version = 0; version < orders_.size(); version++) {
         const int32_t* order = orders_[version];
-        if (codes_in_words(order, M, alike)) continue;
         const float* ordered = input;
         if (order) {
             float* to = own.row.data() + D_;
@@ -96,7 +77,7 @@ void Linear::make_input(const Run& run, const float* row, long m, long M, Inputs
         }
         best.quantize_inputs(ordered, D_, inputs.quantised() + (version * M + m) * ((D_ + 63) / 64));
     }
-    if (!in_words(M, alike)) return;
+    if (!words_) return;
     long words = best.pairs ? (D_ + 1) / 2 : D_, padded = compressed::blocks_of(D_) * (best.pairs ? 4 : 8);
     Word* to = inputs.words() + m * padded;
     best.to_words(input, D_, to);
@@ -199,8 +180,7 @@ std::string Linear::describe() const {
     for (const Matrix& part : parts_) {
         if (part.is_packed)
             out += " int" + std::to_string(part.packed.bits) + (part.packed.has_minimum ? "+min" : "") +
-                   (part.packed.fine ? "/16" : "/32") + (part.order ? " in another order" : "") +
-                   (part.in_words(LONG_MAX, false) ? " (bf16 for many tokens)" : "");
+                   (part.packed.fine ? "/16" : "/32") + (part.order ? " in another order" : "");
         else out += " bf16";
     }
     return out;

@@ -25,8 +25,6 @@ struct Matrix {
 
     long blocks() const { return (rows + 15) / 16; }
     long bytes(long D) const;
-    // Whether it takes M tokens in words.
-    bool in_words(long M, bool alike) const;
     // Blocks [first, last) of 16 rows by M tokens.
     void multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out, Own& own) const;
 };
@@ -47,9 +45,9 @@ class Linear : public Op {
         bool alone = M <= ALONE;
         Inputs& inputs = alone ? own.inputs : run.inputs;
         if (alone) {
-            for (long m = 0; m < M; m++) make_input(run, row(m), m, M, inputs, own);
+            for (long m = 0; m < M; m++) make_input(row(m), m, M, inputs, own);
         } else {
-            for (long m; (m = run.team.next()) < M;) make_input(run, row(m), m, M, inputs, own);
+            for (long m; (m = run.team.next()) < M;) make_input(row(m), m, M, inputs, own);
             run.team.barrier();
         }
         multiply(run, member, inputs, M, y);
@@ -62,8 +60,7 @@ class Linear : public Op {
   private:
     static constexpr long ALONE = 2;  // rows whose input every member makes for itself, without waiting
 
-    bool in_words(long M, bool alike) const;
-    void make_input(const Run& run, const float* row, long m, long M, Inputs& inputs, Own& own) const;
+    void make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const;
     void multiply(Run& run, int member, Inputs& inputs, long M, float* y) const;
 
     int source_, target_;
@@ -72,7 +69,7 @@ class Linear : public Op {
     std::vector<const int32_t*> orders_;
     std::vector<float> bias_;
     Prologue prologue_;
-    bool add_;
+    bool add_, words_ = false;
 };
 
 // x = norm(x); or, from another buffer, x += norm(buffer).

@@ -66,9 +66,6 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
     }
 }
 
-// What codes are counted from.
-template <int BITS, bool MINIMUM> constexpr int CENTER = BITS == 8 ? 128 : MINIMUM ? 0 : 8;
-
 // What P panels, `stride` bytes apart, have of a quarter of a block, which is at most what one scale is for.
 template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
     static constexpr long SCALES = FINE ? 2 : 1;  // of a half

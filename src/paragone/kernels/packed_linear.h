@@ -8,7 +8,6 @@
 #endif
 #if PARAGONE_TILES
 #include "packed_tiles.h"
-#include "packed_words.h"
 #endif
 
 namespace PARAGONE_LEVEL {
@@ -48,34 +47,15 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
     for (; p < last; p++) tokens.template operator()<1>(p);
 }
 
-// Calls what it is given with the format of a weight: bits, has_minimum, fine.
-template <class Call> static void with_format(const Packed& w, Call call) {
-    auto fine = [&]<int BITS, bool MINIMUM>() {
-        if (w.fine) call.template operator()<BITS, MINIMUM, true>();
-        else call.template operator()<BITS, MINIMUM, false>();
-    };
-    auto minimum = [&]<int BITS>() {
-        if (w.has_minimum) fine.template operator()<BITS, true>();
-        else fine.template operator()<BITS, false>();
-    };
-    if (w.bits == 4) minimum.template operator()<4>();
-    else minimum.template operator()<8>();
-}
-
 // Panels [first, last) of the weight by M tokens.
 static void packed_linear(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
-    with_format(w, [&]<int BITS, bool MINIMUM, bool FINE>() {
-        panels_times<BITS, MINIMUM, FINE>(w, first, last, x, M, to);
-    });
+    auto run = w.bits == 4 ? w.has_minimum ? w.fine ? panels_times<4, true, true> : panels_times<4, true, false>
+                             : w.fine      ? panels_times<4, false, true>
+                                           : panels_times<4, false, false>
+               : w.has_minimum ? w.fine ? panels_times<8, true, true> : panels_times<8, true, false>
+               : w.fine        ? panels_times<8, false, true>
+                               : panels_times<8, false, false>;
+    run(w, first, last, x, M, to);
 }
-
-#if PARAGONE_TILES
-static void packed_words_linear(const Packed& w, long first, long last, const Word* x, long M, const Out& to,
-                                Word* room) {
-    with_format(w, [&]<int BITS, bool MINIMUM, bool FINE>() {
-        panels_in_words<BITS, MINIMUM, FINE>(w, first, last, x, M, to, room);
-    });
-}
-#endif
 
 }  // namespace PARAGONE_LEVEL

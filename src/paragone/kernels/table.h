@@ -99,12 +99,6 @@ struct Kernels {
     void (*to_words)(const float* x, long D, Word* to);
     // Panels [first, last) by M tokens.
     void (*packed_linear)(const Packed&, long first, long last, const Quantised* x, long M, const Out& to);
-    // The same with tokens in words, for so many of them that it is worth bringing the weights into words first, which
-    // rounds both to bfloat16. room: packed_room words. Where there is none, from_tokens is 0.
-    struct {
-        long from_tokens, room;
-        void (*linear)(const Packed&, long first, long last, const Word* x, long M, const Out& to, Word* room);
-    } packed_words;
     // Panels [first, last) by M tokens of words_of(D to the next 8) words each. `alike`: what comes out for a token is
     // the same to the bit for any M. room: compressed_room(D) words.
     void (*compressed_linear)(const Compressed&, long first, long last, const Word* x, long M, bool alike,

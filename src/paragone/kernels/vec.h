@@ -175,15 +175,6 @@ PARAGONE_INLINE VF dot_pairs(VF sum, VI w, VI x) {
 #endif
 }
 
-#if defined(__AVX512BF16__)
-// Words of two bfloat16 numbers each, the lower halves of `low`.
-PARAGONE_INLINE VI to_pairs(VF low, VF high) {
-    VT halves = (VT)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-    return (VI)__builtin_shufflevector(halves, halves, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9,
-                                       25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-#endif
-
 // b where one of the two is not a number.
 PARAGONE_INLINE VF larger(VF a, VF b) {
 #if PARAGONE_LANES == 16  // compilers make three instructions of what is one
