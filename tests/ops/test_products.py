@@ -87,9 +87,8 @@ def test_packed_products(packing, shape, tokens):
     x, bias = inputs(tokens, shape[1]), torch.randn(shape[0])
     want = x.double() @ matrix.dequantize().double().T + bias.double()
     size = x.double().abs() @ matrix.dequantize().double().abs().T + bias.abs()
-    for deterministic in (False, True):
-        got = run(x, linear([matrix], bias), shape[0], deterministic)
-        assert ((got - want).abs() <= 2e-6 * size).all()
+    got = run(x, linear([matrix], bias), shape[0])
+    assert ((got - want).abs() <= 2e-6 * size).all()
 
 
 def test_inputs_in_eight_bits():
