@@ -62,15 +62,18 @@ class Machine:
 def bounds(model: Model, rates: Rates) -> dict[str, float]:
     """By the names of own_kernels.py's figures. Everything but reading and products (norms, Python) is taken
     to cost nothing."""
-    decoder = model.decoder
-    layers = sum(seconds(linear, rates) for block in decoder.blocks for linear in block.linears())
+    decoder, spec = model.decoder, model.decoder.spec
+    *most_layers, last = (sum(seconds(linear, rates) for linear in b.linears()) for b in decoder.blocks)
     head = seconds(decoder.head, rates)
+    # Of a prompt's last layer only keys and values are needed of all tokens.
+    kv = 2 * spec.num_key_value_heads / (spec.num_attention_heads + 2 * spec.num_key_value_heads)
+    of_all = sum(most_layers) + seconds(decoder.blocks[-1].attn.qkv, rates) * kv
 
     def step(sequences: int) -> float:
-        return max(decoder.decode_bytes / rates.read, sequences * (layers + head))
+        return max(decoder.decode_bytes / rates.read, sequences * (sum(most_layers) + last + head))
 
     def prompt(length: int) -> float:
-        return length * layers + head + attention_operations(decoder.spec, length) / rates.floats
+        return length * of_all + head + attention_operations(spec, length) / rates.floats
 
     found = {f"decode{n}": n / step(n) for n in (1, 16, 64)}
     found |= {f"prefill{n}": n / prompt(n) for n in (512, 4096)}
@@ -87,10 +90,17 @@ def seconds(linear: Linear, rates: Rates) -> float:
     return sum(2 * rows * linear.in_features / rates.of(bits) for rows, bits in parts)
 
 
+def operations(model: Model) -> float:
+    """Of a token's products in the layers: one product and one sum for a number of a weight."""
+    linears = (linear for block in model.decoder.blocks for linear in block.linears())
+    return float(sum(2 * len(part) * linear.in_features for linear in linears for part in linear.parts))
+
+
 def attention_operations(spec: ModelSpec, length: int) -> float:
-    """Of a prompt: for every pair of a query and a key that it sees, two products and two sums a number."""
+    """Of a prompt, in all layers but the last: for every pair of a query and a key that it sees, two products
+    and two sums a number."""
     pairs = 0.0
-    for layer in spec.layers:
+    for layer in spec.layers[:-1]:
         reach = min(spec.reach(layer) or length, length)
         pairs += reach * (reach + 1) / 2 + (length - reach) * reach
     return 4 * pairs * spec.num_attention_heads * spec.head_dim

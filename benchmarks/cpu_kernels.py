@@ -144,7 +144,9 @@ def main(rounds: int, write: bool) -> None:
     for name in files():
         size, share = own("weight_bytes", name), own("bandwidth_share", name)
         rates = own("decode1", name) * size / 1e9, own("read_gb_per_s", name)
-        shares.append([name, f"{size / 1e6:.0f}", *(f"{rate:.1f}" for rate in rates), f"{share:.0%}"])
+        multiplied = own("prefill512", name) * own("operations", name) / 1e12
+        row = [f"{size / 1e6:.0f}", *(f"{rate:.1f}" for rate in rates), f"{share:.0%}", f"{multiplied:.2f}"]
+        shares.append([name, *row])
     peer, mine = (
         [f"{median(m[who][key] for m in found):.0f}" for key in keys]
         for who, keys in (("vLLM", EQUAL + PROMPTS), (EQUAL_REQUESTS, EQUAL))
@@ -153,7 +155,8 @@ def main(rounds: int, write: bool) -> None:
     start = {name: f"{median(m['start'][name] for m in found):.2f} s" for name in found[0]["start"]}
     lines = [
         f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']}; `make bench-kernels`,",
-        f"{rounds} round(s), medians. SmolLM2-135M where nothing else is said.",
+        f"{f'medians of {rounds} rounds' if rounds > 1 else 'one round'}. SmolLM2-135M where nothing else "
+        "is said.",
         "",
         *table(["tokens/s", "1 sequence", "16", "64", "prompt of 512", "of 4,096"], rows(found)),
         "",
@@ -171,9 +174,12 @@ def main(rounds: int, write: bool) -> None:
         *table(["", "aimed at", "measured", "the most"], limits),
         "",
         "One sequence is bound by reading the weights. Beside it, what the machine reads when it does",
-        "nothing else, just before or just after:",
+        "nothing else, just before or just after; and the layers' products while a prompt of 512 is read:",
         "",
-        *table(["weights", "MB a token", "GB/s decoding", "GB/s reading", "share"], shares),
+        *table(
+            ["weights", "MB a token", "GB/s decoding", "GB/s reading", "share", "T(FL)OP/s of a prompt"],
+            shares,
+        ),
         "",
         f"On registers alone the machine makes {own('int4_tops'):.2f} TOP/s with codes of 4 bits, brought to",
         f"scale after every 32, {own('int8_tops'):.2f} with those of 8, and {own('bf16_tflops'):.2f} TFLOP/s",
@@ -182,6 +188,10 @@ def main(rounds: int, write: bool) -> None:
         "From exec to the first token, all files in the cache:",
         f"{start['Paragone']}, of which the import of PyTorch takes {start['PyTorch']} by itself",
         f"(llama.cpp {start['llama.cpp']}, vLLM {start['vLLM']}).",
+        "",
+        f"The process took {line['peak_over_weights_and_cache_mb']} MB at most beside the weights and the "
+        "cache of 576 tokens,",
+        "Python and PyTorch with it.",
     ]
     print("\n".join(lines))
     if write:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import paragone
-from benchmarks.bounds import Machine, Rates, bounds
+from benchmarks.bounds import Machine, Rates, bounds, operations
 from benchmarks.own_engine import throughput
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.resources import peak_memory_bytes
@@ -56,15 +56,15 @@ def speed(model: Any, longest: int) -> dict[str, float]:
     figures = {f"decode{n}": (partial(decoding, model, n), 3) for n in (1, 16, 64)}
     prompts = [(n, times) for n, times in ((512, 5), (4096, 3)) if n <= longest]
     figures |= {f"prefill{n}": (partial(prefill, model, n), times) for n, times in prompts}
-    out: dict[str, float] = {"weight_bytes": size, "over_bytes": over}
+    out: dict[str, float] = {"weight_bytes": size, "over_bytes": over, "operations": operations(model)}
     for key, (figure, times) in figures.items():
         figure()  # memory is taken, and the caches are warm
         out[key], rates = machine.around(figure, times)
         out[f"most_{key}"] = bounds(model, rates)[key]
         if key == "decode1":
             out |= {"read_gb_per_s": rates.read / 1e9, "bandwidth_share": out[key] * size / rates.read}
-    operations = {"int4_tops": rates.int4, "int8_tops": rates.int8, "bf16_tflops": rates.floats}
-    return out | {name: rate / 1e12 for name, rate in operations.items()}
+    alone = {"int4_tops": rates.int4, "int8_tops": rates.int8, "bf16_tflops": rates.floats}
+    return out | {name: rate / 1e12 for name, rate in alone.items()}
 
 
 def equal_requests(model: Any) -> dict[str, float]:

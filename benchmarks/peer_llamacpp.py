@@ -11,7 +11,6 @@ llama-bench and llama-batched-bench of the same build to within noise.
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -87,7 +86,7 @@ def decoding(path: str, sequences: int, times: int = 3) -> float:
 def speed(path: str, longest: int) -> dict[str, float]:
     out = {f"decode{n}": decoding(path, n) for n in (1, 16, 64)}
     out |= {f"prefill{n}": prefill(path, n, times) for n, times in ((512, 5), (4096, 3)) if n <= longest}
-    return out | {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return out
 
 
 def bits(path: str, ids_file: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from paragone.checkpoint.packed_file import folder, read_packed, sweep
 from paragone.cli.main import run
 from paragone.model import read as reading
 from paragone.model.forward import Reader
+from paragone.model.kept import as_kept, as_packed
 from paragone.model.load import load_decoder
+from paragone.ops.packed import PackedMatrix
+from paragone.quant.rtn import INT8
 from tests.checkpoint.test_gptq import write
 from tests.parity.test_families import ids_of
 from tests.tiny import CASES
@@ -78,6 +82,16 @@ def test_the_order_of_inputs_is_kept(tmp_path, nothing_is_made):
     again = load(tmp_path / "m", "int8")
     assert again.blocks[0].mlp.down.parts[0].order is not None
     assert torch.equal(logits_of(again), want)
+
+
+@pytest.mark.parametrize(
+    "wrong", [[0] * 64, list(range(1, 65)), list(range(63))], ids=["one", "behind", "fewer"]
+)
+def test_an_order_that_leads_elsewhere_is_not_taken(wrong):
+    matrix = PackedMatrix(16, 64, INT8, order=torch.randperm(64).int())
+    kept = as_kept(matrix)
+    assert as_packed(kept, 16, 64) is not None
+    assert as_packed(replace(kept, order=np.array(wrong, dtype=np.int32)), 16, 64) is None
 
 
 def test_other_weights_are_not_taken_for_these(tmp_path):

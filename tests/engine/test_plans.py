@@ -7,6 +7,8 @@ import torch
 
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.cli.main import run
+from paragone.compare.measure import bundled_texts
+from paragone.engine.load import load_tokenizer
 from paragone.model.forward import BLOCK_SIZE, Reader, TorchForward
 from paragone.model.load import load_decoder
 from paragone.model.paged import PagedCache, Part, reaches_of
@@ -14,6 +16,7 @@ from paragone.model.plan import Plan, why_no_plan
 from paragone.ops import implementation
 from paragone.ops.threads import with_threads
 from tests.parity.test_families import ids_of
+from tests.real import SMOLLM2, path_of
 from tests.tiny import CASES
 
 # Of the logits' standard deviation: what bfloat16 caches and inputs in few bits cost. Mixtures may send a token
@@ -61,8 +64,9 @@ def test_every_family_runs_on_the_kernels(case, precision, tmp_path):
     assert (off.median() if mixed else off.max()) <= ERROR[precision], off
 
 
-def hidden_of(decoder, count, lengths, longest):
-    """Hidden states of two steps of several texts: their beginnings, all but one long, then some tokens each."""
+def hidden_of(decoder, count, lengths, longest, wanted=None):
+    """Hidden states of two steps of several texts: their beginnings, of which so many last rows are wanted,
+    then some tokens each."""
     with with_threads(count):
         blocks, pools = -(-longest // BLOCK_SIZE), len(reaches_of(decoder.spec))
         cache = PagedCache(
@@ -73,7 +77,7 @@ def hidden_of(decoder, count, lengths, longest):
         tables = [[list(range(n * blocks, (n + 1) * blocks))] * pools for n in range(len(lengths))]
         for first in (True, False):
             parts = [
-                Part(0 if first else n, n if first else 1 + row % 2, table)
+                Part(0, n, table, wanted) if first else Part(n, 1 + row % 2, table)
                 for row, (n, table) in enumerate(zip(lengths, tables, strict=True))
             ]
             step = [
@@ -98,6 +102,36 @@ def test_a_step_in_pieces_is_the_step(case, lengths, tmp_path):
         assert off.max() <= 2e-5, off
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@torch.inference_mode()
+def test_rows_that_nobody_wants_change_nothing(case, count, tmp_path):
+    """What the last layer does not compute of them is missed neither by the last rows nor by later tokens."""
+    case.save(tmp_path)
+    decoder = load_decoder(open_checkpoint(tmp_path), "int4")
+    lengths = [1, 20, 1, 2, 9]
+    (some, after), (every, later) = (hidden_of(decoder, count, lengths, 24, wanted) for wanted in (1, None))
+    last = torch.tensor(lengths).cumsum(0) - 1
+    assert (some[last] - every[last]).abs().max() <= 2e-5 * every.std()
+    assert (after - later).abs().max() <= 2e-5 * later.std()
+    assert not torch.equal(some, every)  # the others are indeed left unfinished
+
+
+@pytest.mark.parametrize(("precision", "most", "usual"), [("bf16", 0.02, 0.005), ("int8", 0.15, 0.04)])
+@torch.inference_mode()
+def test_a_real_model_runs_on_the_kernels(precision, most, usual):
+    """SmolLM2 on real text, beside the same weights in float32: what inputs in few bits cost, of the logits'
+    standard deviation."""
+    checkpoint = open_checkpoint(path_of(SMOLLM2))
+    decoder = load_decoder(checkpoint, precision)
+    ids = load_tokenizer(checkpoint).encode(next(iter(bundled_texts().values()))[:600])
+    text, other = Reader(decoder, len(ids)), Reader(widened(decoder, path_of(SMOLLM2)), len(ids))
+    got, want = (reader.logits(reader.read(ids, len(ids)))[0] for reader in (text, other))
+    off = (got - want).square().mean(1).sqrt() / want.std()
+    assert off.max() <= most
+    assert off.median() <= usual
+
+
 def test_why_there_is_no_plan(tmp_path):
     next(case for case in CASES if case.name == "llama1").save(tmp_path)
     assert "float32" in why_no_plan(load_decoder(open_checkpoint(tmp_path), "fp32"))
@@ -112,7 +146,8 @@ def test_inspect_says_what_runs_where(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["why_not"] is None
     count = {row["operation"]: row["count"] for row in found["operations"]}
-    assert count["linear 3072 x 576: int4+min/32 int4+min/32"] == 30
+    assert count["linear 3072 x 576: int4+min/32 int4+min/32, after rms norm"] == 30
+    assert count["linear 576 x 1536: int4+min/32, after a gate of silu"] == 30
     assert all(
         row["microseconds"] > 0 for row in found["operations"] if row["operation"].startswith("linear")
     )

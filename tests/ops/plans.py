@@ -113,6 +113,6 @@ class Texts:
             plan.add(op)
         one = torch.ones(1)
         ropes = [] if inverse is None else [(inverse.data_ptr(), one.data_ptr(), 0)]
-        parts = [(s, c, [table.tolist()]) for (s, c), table in zip(self.parts, self.tables, strict=True)]
+        parts = [(s, c, c, [table.tolist()]) for (s, c), table in zip(self.parts, self.tables, strict=True)]
         where = (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0))
         plan.run(2, len(x), x.data_ptr(), ropes, parts, self.size, deterministic, *where, out=out.data_ptr())

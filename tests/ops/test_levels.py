@@ -17,6 +17,11 @@ def test_the_kernels_are_built_here():
     assert kernels.native is not None
 
 
+def test_no_level_is_refused():
+    """What the processor has gives the products of the level below."""
+    assert kernels.native.refused_levels == []
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_passes(level):
     """Those files again, in a process that is held to a level; this one has the best."""

@@ -5,11 +5,13 @@ hold them; products with bfloat16 round their inputs where the level multiplies 
 nothing.
 """
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paragone.checkpoint.gguf_blocks import TYPES
 from paragone.ops.compressed import CompressedMatrix
 from paragone.ops.packed import PackedMatrix, Packing
 from paragone.quant.rtn import INT4, INT8, put_rounded, quantize_int4, quantize_int8
@@ -49,6 +51,35 @@ def test_packing_keeps_every_integer(packing, shape):
     for wrong in (-1, rows):
         with pytest.raises(IndexError):
             matrix.rows_of([0, wrong])
+
+
+@pytest.mark.parametrize("kind", [t for t in TYPES if t.unpack is not None], ids=lambda t: t.name)
+def test_rows_of_files_are_repacked_to_the_bit(kind):
+    """Rows of every GGUF type that the kernels take apart, in any order, as the reader takes them apart."""
+    rng, rows, blocks = np.random.default_rng(kind.code), 37, 6 if kind.block_size == 32 else 2
+    raw = rng.integers(0, 60, (rows, blocks * kind.type_size), dtype=np.uint8)  # small bytes: finite scales
+    order = rng.permutation(rows)
+    groups = kind.unpack(raw[order].reshape(-1, kind.type_size))
+    packing = Packing(kind.code_bits, groups.minimum is not None, groups.q.shape[-1] == 16)
+    got, want = (PackedMatrix(rows, blocks * kind.block_size, packing) for _ in range(2))
+    assert got.repack(0, kind.name, raw.ctypes.data, order[:16]) == (not kind.name.startswith("IQ"))
+    if kind.name.startswith("IQ"):
+        return
+    got.repack(16, kind.name, raw.ctypes.data, order[16:])
+
+    def by_row(values, dtype):
+        return torch.from_numpy(values.reshape(rows, -1).astype(dtype))
+
+    minimum = None if groups.minimum is None else by_row(groups.minimum, np.float32)
+    codes = by_row(groups.q.astype(np.int16) + packing.center, np.uint8)
+    want._put(0, codes, by_row(groups.scale, np.float32), minimum)
+    assert torch.equal(got.panels, want.panels)
+
+
+def test_rows_of_a_matrix_in_another_order():
+    matrix = random_packed(20, 64, FORMATS[0])[0]
+    matrix.order = torch.randperm(64).int()
+    torch.testing.assert_close(matrix.rows_of([3, 17]), matrix.dequantize()[[3, 17]], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +177,17 @@ def test_what_is_not_a_number_stays_so(strange):
     x[0, 40] = strange
     for part in (random_compressed(8, 64), *(random_packed(8, 64, packing)[0] for packing in FORMATS)):
         assert not run(x, linear([part]), 8).isfinite().any()
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-38, 1e-42])
+def test_the_smallest_inputs_count_for_nothing(size):
+    """Thirty-two neighbours whose largest has no finite inverse, as tanh-GELU makes them of gates that are shut."""
+    x = inputs(3, 96)
+    x[:, 32:64] = size
+    for packing in FORMATS:
+        part = random_packed(8, 96, packing)[0]
+        want = x.double() @ part.dequantize().double().T
+        assert (run(x, linear([part]), 8) - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from paragone.engine.config import EngineConfig
 from paragone.engine.request import TokenLogprobs
 from paragone.engine.sampler import token_logprobs
-from paragone.engine.scheduler import Batch
+from paragone.engine.scheduler import Batch, Scheduled
 from paragone.errors import BadConfiguration
 from paragone.model.decoder import Decoder
 from paragone.model.forward import forward_over
@@ -18,6 +18,11 @@ from paragone.ops import pages
 from paragone.ops.threads import torch_on_one_thread
 
 LOGITS_ROWS = 128  # positions of a prompt whose logits are held at once
+
+
+def _scores_prompt(part: Scheduled) -> bool:
+    """Whether the hidden states of all its tokens count, not only of those that a choice follows."""
+    return part.sequence.params.prompt_logprobs is not None
 
 
 class ModelRunner:
@@ -47,9 +52,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
-        """Hidden states (N, D) of all tokens; logits (rows, V): for each scheduled sequence in order, of its
-        last `num_logits` tokens; and the most likely token of each of these rows. The logits hold until the
-        next call."""
+        """Hidden states (N, D) of all tokens, finished where they are asked for; logits (rows, V): for each
+        scheduled sequence in order, of its last `num_logits` tokens; and the most likely token of each of
+        these rows. The logits hold until the next call."""
         ids: list[int] = []
         wanted: list[int] = []
         for part in batch.scheduled:
@@ -58,7 +63,10 @@ class ModelRunner:
             ids += text[part.start : end]
             ids += part.draft
             wanted += range(len(ids) - part.num_logits, len(ids))
-        parts = [Part(p.start, p.count, p.sequence.slots.tables) for p in batch.scheduled]
+        parts = [
+            Part(p.start, p.count, p.sequence.slots.tables, None if _scores_prompt(p) else p.num_logits)
+            for p in batch.scheduled
+        ]
         lengths = [max(len(p.sequence.token_ids), p.start + p.count) for p in batch.scheduled]
         hidden = self.run.hidden(ids, parts, lengths)
         if len(self._room) < len(wanted):

@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr long RUN = 256;       // slots that one task looks at for a single query
+constexpr long MOST_SUMS = 4 << 20;  // floats: of the runs of slots of single queries that are kept at once
 constexpr long MOST_ROWS = 384;  // queries of a head that one task has at once: keys are read that often fewer times
 constexpr long LEAST_ROWS = 96;
 constexpr long TASKS = 6;        // for every member, while there are rows enough
@@ -14,7 +14,7 @@ constexpr long TASKS = 6;        // for every member, while there are rows enoug
 }  // namespace
 
 Slots Attend::slots(const Run& run, long number, long k) const {
-    const Pool& pool = run.step.pools[spec_.pool];
+    const Pool& pool = this->pool(run);
     long row = spec_.row_bytes(), head = spec_.block_size * row;
     const uint8_t* keys = spec_.cache + k * head;
     const int32_t* table = pool.tables.data() + number * pool.width;
@@ -34,66 +34,84 @@ long Attend::tile(const Run& run) const {
     return std::max(1L, rows / group);
 }
 
-long Attend::runs(const Run& run) const {
-    const Pool& pool = run.step.pools[spec_.pool];
-    long longest = 0;
-    for (const Single& single : run.step.singles)
-        longest = std::max<long>(longest, pool.lasts[single.row] - pool.firsts[single.row]);
-    return (longest + RUN - 1) / RUN;
+// Single tokens [first, ...) whose sums are kept at once: however many see however much, that takes bounded room.
+long Attend::upto(const Run& run, long first) const {
+    const std::vector<int64_t>& runs = pool(run).runs;
+    long most = runs[first] + MOST_SUMS / (spec_.H * (spec_.E + 2));
+    long last = std::upper_bound(runs.begin() + first, runs.end(), most) - runs.begin() - 1;
+    return std::max(last, std::min(first + 1, (long)run.step.singles.size()));
 }
 
 void Attend::prepare(Run& run) const {
-    long group = spec_.H / spec_.K, each = group * (spec_.E + 2), count = runs(run);
-    if (count > 1) grow(run.partial, run.step.singles.size() * spec_.K * count * each);
+    long group = spec_.H / spec_.K, each = group * (spec_.E + 2), singles = (long)run.step.singles.size(), most = 0;
+    const std::vector<int64_t>& runs = pool(run).runs;
+    for (long first = 0, last; first < singles; first = last) {
+        last = upto(run, first);
+        most = std::max(most, runs[last] - runs[first]);
+    }
+    if (runs[singles] > singles) grow(run.partial, most * spec_.K * each);
     for (Own& own : run.own) {
-        grow(own.floats, each + 4 * RUN);
+        grow(own.floats, each + 4 * RUN_SLOTS);
         if (!run.step.longer.empty()) grow(own.room, best.attend_room(tile(run) * group, spec_.E));
     }
 }
 
 void Attend::run(Run& run, int member) const {
-    const Step& step = run.step;
-    Own& own = run.own[member];
-    long count = runs(run), singles = (long)step.singles.size() * spec_.K;
-    long taken = run.team.next();
-    for (; taken < singles * count; taken = run.team.next()) single(run, own, taken, count);
-    long task = singles * count, size = tile(run);
-    for (int number : step.longer)
+    const std::vector<int64_t>& runs = pool(run).runs;
+    long singles = (long)run.step.singles.size();
+    for (long first = 0, last;; first = last) {
+        last = upto(run, first);
+        long tasks = (runs[last] - runs[first]) * spec_.K, taken;
+        while ((taken = run.team.next()) < tasks) single(run, run.own[member], first, taken);
+        if (last == singles) longer(run, run.own[member], tasks, taken);
+        run.team.barrier();
+        if (runs[last] - runs[first] > last - first) {
+            for (long head; (head = run.team.next()) < (last - first) * spec_.K;) join(run, first, head);
+            run.team.barrier();
+        }
+        if (last == singles) return;
+    }
+}
+
+// Tasks from `taken` on, the first of which is number `task`, of the parts whose tokens attend together.
+void Attend::longer(Run& run, Own& own, long task, long taken) const {
+    long size = tile(run);
+    for (int number : run.step.longer)
         for (long k = 0; k < spec_.K; k++)
             // The last tokens see most: they begin.
-            for (long at = (step.parts[number].count - 1) / size * size; at >= 0; at -= size, task++)
+            for (long at = (run.step.parts[number].count - 1) / size * size; at >= 0; at -= size, task++)
                 if (task == taken) {
                     many(run, own, number, at, size, k);
                     taken = run.team.next();
                 }
-    run.team.barrier();
-    if (count < 2) return;
-    for (long head; (head = run.team.next()) < singles;) join(run, head, count);
-    run.team.barrier();
 }
 
-// A run of the slots that one token's queries of head k see.
-void Attend::single(Run& run, Own& own, long task, long runs) const {
+// A run of the slots that one token's queries of a head see: a task of single tokens from `first` on.
+void Attend::single(Run& run, Own& own, long first, long task) const {
     long group = spec_.H / spec_.K, E = spec_.E, each = group * (E + 2);
-    const Single& one = run.step.singles[task / runs / spec_.K];
-    long k = task / runs % spec_.K, first = task % runs * RUN;
-    const Pool& pool = run.step.pools[spec_.pool];
+    const Pool& pool = this->pool(run);
+    long number = std::upper_bound(pool.runs.begin() + first, pool.runs.end(), pool.runs[first] + task / spec_.K) -
+                  pool.runs.begin() - 1;
+    const Single& one = run.step.singles[number];
+    long own_runs = pool.runs[number + 1] - pool.runs[number];
+    long own_task = task - (pool.runs[number] - pool.runs[first]) * spec_.K;
+    long k = own_task / own_runs, at = own_task % own_runs * RUN_SLOTS;
     long from = pool.firsts[one.row], seen = pool.lasts[one.row] - from;
-    if (first >= seen) return;
-    float* sums = seen > RUN ? run.partial.data() + task * each : own.floats.data();
+    float* sums = own_runs > 1 ? run.partial.data() + task * each : own.floats.data();
     float *largest = sums + group * E, *totals = largest + group;
     const float* q = run.buffer(spec_.buffer) + (one.row * (spec_.H + 2 * spec_.K) + k * group) * E;
     Slots own_slots = slots(run, one.part, k);
-    if (size_t next = (task + 1) / runs / spec_.K; run.members == 1 && runs == 1 && next < run.step.singles.size()) {
+    long next = k + 1 < spec_.K ? number : number + 1;
+    if (run.members == 1 && own_runs == 1 && next < (long)run.step.singles.size()) {
         const Single& other = run.step.singles[next];
-        Slots others = slots(run, other.part, (task + 1) % spec_.K);
+        Slots others = slots(run, other.part, (k + 1) % spec_.K);
         long block = pool.firsts[other.row] / spec_.block_size;
         own_slots.then = {others.keys, others.table + block,
                           (pool.lasts[other.row] - 1) / spec_.block_size - block + 1};
     }
-    best.attend(q, group, own_slots, from + first, std::min(RUN, seen - first), E, scoring(run, k),
+    best.attend(q, group, own_slots, from + at, std::min(RUN_SLOTS, seen - at), E, scoring(run, k),
                 own.floats.data() + each, sums, largest, totals);
-    if (seen > RUN) return;
+    if (own_runs > 1) return;
     float* to = run.buffer(target_) + (one.row * spec_.H + k * group) * E;
     for (long h = 0; h < group; h++) {
         float inverse = 1.0f / totals[h];
@@ -101,15 +119,15 @@ void Attend::single(Run& run, Own& own, long task, long runs) const {
     }
 }
 
-// Puts the runs of one token's queries of a head together.
-void Attend::join(Run& run, long head, long runs) const {
+// Puts the runs of one token's queries of a head together: heads of single tokens from `first` on.
+void Attend::join(Run& run, long first, long head) const {
     long group = spec_.H / spec_.K, E = spec_.E, each = group * (E + 2);
-    const Single& one = run.step.singles[head / spec_.K];
-    const Pool& pool = run.step.pools[spec_.pool];
-    long mine = (pool.lasts[one.row] - pool.firsts[one.row] + RUN - 1) / RUN;
+    long number = first + head / spec_.K, k = head % spec_.K;
+    const std::vector<int64_t>& runs = pool(run).runs;
+    long mine = runs[number + 1] - runs[number];
     if (mine < 2) return;
-    const float* parts = run.partial.data() + head * runs * each;
-    float* to = run.buffer(target_) + (one.row * spec_.H + head % spec_.K * group) * E;
+    const float* parts = run.partial.data() + ((runs[number] - runs[first]) * spec_.K + k * mine) * each;
+    float* to = run.buffer(target_) + (run.step.singles[number].row * spec_.H + k * group) * E;
     for (long h = 0; h < group; h++) {
         float top = parts[group * E + h], whole = 0;
         for (long part = 1; part < mine; part++) top = std::max(top, parts[part * each + group * E + h]);
@@ -127,7 +145,7 @@ void Attend::join(Run& run, long head, long runs) const {
 // `size` tokens of a part, from `at` on.
 void Attend::many(Run& run, Own& own, int number, long at, long size, long k) const {
     const Part& part = run.step.parts[number];
-    const Pool& pool = run.step.pools[spec_.pool];
+    const Pool& pool = this->pool(run);
     long group = spec_.H / spec_.K, E = spec_.E, width = (spec_.H + 2 * spec_.K) * E, row = part.row + at;
     Queries queries{run.buffer(spec_.buffer) + row * width + k * group * E,
                     std::min(size, part.count - at),
@@ -141,5 +159,5 @@ void Attend::many(Run& run, Own& own, int number, long at, long size, long k) co
 
 std::string Attend::describe() const {
     return "attend " + std::to_string(spec_.H) + " x " + std::to_string(spec_.E) + " over " +
-           std::to_string(spec_.K) + (spec_.eight_bit ? ", 8 bits" : ", bf16") + (softcap_ > 0 ? ", softcap" : "");
+           std::to_string(spec_.K) + (spec_.eight_bit ? ", 8 bits" : ", bf16") + (softcap_ > 0 ? ", softcap" : "") + seen_;
 }

@@ -79,6 +79,8 @@ void Mixture::run(Run& run, int member) const {
 }
 
 std::string Mixture::describe() const {
-    return "mixture " + std::to_string(spec_.top_k) + " of " + std::to_string(spec_.experts.size()) + ": up " +
-           spec_.experts[0].up->describe() + "; down " + spec_.experts[0].down->describe();
+    auto both = [](const Expert& one) { return "up " + one.up->describe() + "; down " + one.down->describe(); };
+    return "mixture " + std::to_string(spec_.top_k) + " of " + std::to_string(spec_.experts.size()) +
+           spec_.norm.describe() + ": router " + spec_.router->describe() + "; " + both(spec_.experts[0]) +
+           (spec_.shared.up ? "; for all tokens " + both(spec_.shared) : "");
 }

@@ -55,7 +55,8 @@ View view(const std::string& name) {
 
 using Linears = std::tuple<std::shared_ptr<Linear>, std::shared_ptr<Linear>>;  // up, down
 using Rope = std::tuple<uintptr_t, uintptr_t, uintptr_t>;          // inverse frequencies, scales, which
-using Text = std::tuple<int32_t, int32_t, std::vector<std::vector<int32_t>>>;  // start, count, tables
+// Start, count, how many rows are wanted, tables.
+using Text = std::tuple<int32_t, int32_t, int32_t, std::vector<std::vector<int32_t>>>;
 
 // One step of T tokens; addresses as plan.h has them.
 void run(Plan& plan, int threads, long T, uintptr_t x, const std::vector<Rope>& ropes,
@@ -68,8 +69,8 @@ void run(Plan& plan, int threads, long T, uintptr_t x, const std::vector<Rope>& 
     for (auto [inverse, scale, which] : ropes)
         step.ropes.push_back({at<float>(inverse), at<float>(scale), at<int32_t>(which)});
     int32_t row = 0;
-    for (auto& [start, count, tables] : parts) {
-        step.parts.push_back({row, count, start, count, tables});
+    for (auto& [start, count, wanted, tables] : parts) {
+        step.parts.push_back({row, count, start, count, wanted, tables});
         row += count;
     }
     step.deterministic = deterministic;
@@ -198,6 +199,9 @@ NB_MODULE(_native, m) {
     nb::list names;
     for (const Kernels* level : levels) names.append(level->name);
     m.attr("levels") = names;
+    nb::list refused;
+    for (const Kernels* level : refused_levels()) refused.append(level->name);
+    m.attr("refused_levels") = refused;
     m.attr("X") = +Run::X;
     m.attr("OUT") = +Run::OUT;
     m.attr("pairs") = best.pairs;
@@ -248,7 +252,7 @@ NB_MODULE(_native, m) {
         }, "buffer"_a, "cos"_a, "sin"_a, "sizes"_a, "rope_dim"_a, "neighbours"_a, "norm"_a, "l2"_a, "eps"_a, "scale"_a,
            "temperature_floor"_a, "temperature_scale"_a, "pool"_a, "cache"_a, "block_size"_a, "eight_bit"_a);
     nb::class_<Heads, Op>(m, "Heads").def(nb::init<HeadsSpec>());
-    nb::class_<Attend, Op>(m, "Attend").def(nb::init<HeadsSpec, int, float>());
+    nb::class_<Attend, Op>(m, "Attend").def(nb::init<HeadsSpec, int, float, std::string>());
     nb::class_<Logits, Op>(m, "Logits").def(nb::init<long, float>());
     nb::class_<Mixture, Op>(m, "Mixture")
         .def("__init__", [](Mixture* self, std::tuple<int, int, int, int> buffers, long D, long top_k, Prologue norm,

@@ -22,6 +22,17 @@ const float* Prologue::apply(const float* from, long width, float* to) const {
     }
 }
 
+std::string Prologue::describe() const {
+    const char* name = activation == SILU ? "silu" : activation == GELU ? "gelu" : "gelu (tanh)";
+    switch (kind) {
+        case RMS_NORM: return ", after rms norm";
+        case LAYER_NORM: return ", after layer norm";
+        case GATED: return std::string(", after a gate of ") + name;
+        case ACTIVATED: return std::string(", after ") + name;
+        default: return "";
+    }
+}
+
 long Matrix::bytes(long D) const {
     if (!is_packed) return blocks() * compressed::panel_bytes(D);
     long halves = (packed.fine ? 4 : 2) * (packed.has_minimum ? 2 : 1);
@@ -183,7 +194,7 @@ std::string Linear::describe() const {
                    (part.packed.fine ? "/16" : "/32") + (part.order ? " in another order" : "");
         else out += " bf16";
     }
-    return out;
+    return out + prologue_.describe();
 }
 
 std::string Norm::describe() const { return "norm " + std::to_string(D_) + (add_ ? ", added" : ""); }

@@ -12,6 +12,7 @@ struct Prologue {
 
     // Row `from` as the input, `width` numbers: where it lies, or in `to`.
     const float* apply(const float* from, long width, float* to) const;
+    std::string describe() const;
 };
 
 // A part of a weight's rows: quantised, or in bfloat16.
@@ -130,7 +131,9 @@ class Heads : public Op {
 // Attention of a step's queries over the cache.
 class Attend : public Op {
   public:
-    Attend(HeadsSpec spec, int target, float softcap) : spec_(std::move(spec)), target_(target), softcap_(softcap) {}
+    // `seen` says in words what queries see, where it is not all.
+    Attend(HeadsSpec spec, int target, float softcap, std::string seen)
+        : spec_(std::move(spec)), target_(target), softcap_(softcap), seen_(std::move(seen)) {}
     void run(Run& run, int member) const override;
     void prepare(Run& run) const override;
     std::string describe() const override;
@@ -138,17 +141,20 @@ class Attend : public Op {
     std::vector<int> kept() const override { return {spec_.buffer}; }
 
   private:
-    void single(Run& run, Own& own, long task, long runs) const;
-    void join(Run& run, long head, long runs) const;
+    void single(Run& run, Own& own, long first, long task) const;
+    void join(Run& run, long first, long head) const;
+    void longer(Run& run, Own& own, long task, long taken) const;
     void many(Run& run, Own& own, int part, long at, long size, long k) const;
     long tile(const Run& run) const;  // tokens that are one task of a longer part
-    long runs(const Run& run) const;  // of slots, of the single token that sees most
+    long upto(const Run& run, long first) const;
+    const Pool& pool(const Run& run) const { return run.step.pools[spec_.pool]; }
     Slots slots(const Run& run, long number, long k) const;
     Scoring scoring(const Run& run, long k) const;
 
     HeadsSpec spec_;
     int target_;
     float softcap_;
+    std::string seen_;
 };
 
 // Logits (T, V): capped by softcap * tanh(logit / softcap) unless that is 0, and the largest of each row.

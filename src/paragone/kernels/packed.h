@@ -41,7 +41,8 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
             for (long i = 0; i < 32; i += W) most = larger(most, (VI)load(from + 32 * half + i) & 0x7fffffff);
             float top = as_float(largest_of(most));
             to->scales[half] = top / 127.0f;
-            float inverse = top > 0 ? 127.0f / top : 0.0f;
+            // Below, 127 / top would be infinite; what is no number is neither below nor above.
+            float inverse = top <= 0x1p-120f ? 0.0f : 127.0f / top;
 #pragma GCC unroll 8
             for (int i = 0; i < REGISTERS; i++) {
                 VF shifted = multiply_add(load(from + 32 * half + i * W), inverse, splat(WHOLE));

@@ -18,9 +18,8 @@
 namespace {
 
 #if defined(PARAGONE_X86)
-// Whether a level gives the same products as another: what was written without a processor that has its instructions is
-// not taken on trust.
-bool agree(const Kernels& level, const Kernels& other) {
+// Whether a level gives the same products as another.
+bool same_products(const Kernels& level, const Kernels& other) {
     constexpr long D = 128, M = 40, ROWS = 32, BYTES = 64 * 16 / 2 + 2 * 16 * 2;  // of a block in four bits
     uint32_t state = 1;
     auto next = [&] { return (float)((state = state * 1664525 + 1013904223) >> 8) / (1 << 24) - 0.5f; };
@@ -62,6 +61,13 @@ bool agree(const Kernels& level, const Kernels& other) {
     for (long i = 0; i < M * ROWS; i++)
         if (!(std::fabs(y[0][i] - y[1][i]) < 1e-4f)) return false;
     return !std::memcmp(z[0], z[1], sizeof z[0]);
+}
+
+// What was written without a processor that has its instructions is not taken on trust.
+bool agree(const Kernels& level, const Kernels& other) {
+    if (same_products(level, other)) return true;
+    refused_levels().push_back(&level);
+    return false;
 }
 
 #endif
@@ -109,7 +115,8 @@ std::vector<const Kernels*> find_levels() {
 #endif
         here.push_back(&KERNELS_AVX512);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2")) {
 #if defined(PARAGONE_AVX_VNNI)
         if (has_avx_vnni() && agree(KERNELS_AVX_VNNI, KERNELS_AVX2)) here.push_back(&KERNELS_AVX_VNNI);
 #endif
@@ -128,6 +135,11 @@ const Kernels& pick() {
 }
 
 }  // namespace
+
+std::vector<const Kernels*>& refused_levels() {
+    static std::vector<const Kernels*> refused;
+    return refused;
+}
 
 const std::vector<const Kernels*> levels = find_levels();
 const Kernels& best = pick();

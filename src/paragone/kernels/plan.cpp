@@ -10,6 +10,7 @@ constexpr long PIECE = 256;      // rows, about
 constexpr long ROUND = 4;        // where a part is cut: as products like it
 constexpr double UNEVEN = 1.25;  // what a piece costs at most, beside the mean
 constexpr long LONG = 16;        // rows whose logits take longer than waiting for a thread that another one holds up
+constexpr long SPARED = 16;      // rows whose last layer takes longer than setting the others apart
 
 void Inputs::reserve(long rows, long D, long versions, bool words) {
     if (versions) grow(quantised_, versions * rows * ((D + 63) / 64));
@@ -27,7 +28,7 @@ void Plan::lay_out(Step& step) const {
     }
     for (size_t number = 0; !step.parts.empty() && number < views_.size(); number++) {
         auto [view, reach] = views_[number];
-        Pool pool{view, reach, {}, 0, {}, {}, {}};
+        Pool pool{view, reach, {}, 0, {}, {}, {}, {}};
         for (const Part& part : step.parts) pool.width = std::max(pool.width, (long)part.tables[number].size());
         for (const Part& part : step.parts) {
             const std::vector<int32_t>& table = part.tables[number];
@@ -41,12 +42,18 @@ void Plan::lay_out(Step& step) const {
                                                               : 0);
             }
         }
+        pool.runs.push_back(0);
+        for (const Single& single : step.singles) {
+            long seen = pool.lasts[single.row] - pool.firsts[single.row];
+            pool.runs.push_back(pool.runs.back() + (seen + RUN_SLOTS - 1) / RUN_SLOTS);
+        }
         step.pools.push_back(std::move(pool));
     }
 }
 
 void Plan::add(std::shared_ptr<Op> op) {
     enough_ = std::max(enough_, op->enough());
+    if (op->waits()) tail_ = ops_.size();
     for (int buffer : op->kept()) kept_[buffer] = true;
     ops_.push_back(std::move(op));
 }
@@ -63,7 +70,25 @@ static Step cut(const Step& step, int32_t first, int32_t last, long width) {
     own.block_size = step.block_size;
     for (const Part& part : step.parts) {
         int32_t from = std::max(first, part.row), to = std::min(last, part.row + part.count);
-        if (from < to) own.parts.push_back({from - first, to - from, part.start + from - part.row, part.whole, part.tables});
+        if (from < to)
+            own.parts.push_back({from - first, to - from, part.start + from - part.row, part.whole, 0, part.tables});
+    }
+    return own;
+}
+
+// The rows of a step that are wanted. The others are read of through the cache alone, so the last layer, once it has
+// written its keys and values, has nothing more to do for them.
+Step Plan::wanted(const Step& step) const {
+    Step own{};
+    own.deterministic = step.deterministic;
+    own.bias = step.bias;
+    own.bias_stride = step.bias_stride;
+    own.block_size = step.block_size;
+    for (const Part& part : step.parts) {
+        if (!part.wanted) continue;
+        int32_t skipped = part.count - part.wanted;
+        own.parts.push_back({(int32_t)own.T, part.wanted, part.start + skipped, part.whole, part.wanted, part.tables});
+        own.T += part.wanted;
     }
     return own;
 }
@@ -148,7 +173,8 @@ void Plan::work(Run& run, int member, size_t first, size_t last) {
     }
 }
 
-void Plan::run_pieces(std::vector<Piece>& pieces, bool apart, int threads) {
+// Operations [0, end).
+void Plan::run_pieces(std::vector<Piece>& pieces, bool apart, int threads, size_t end) {
     Team& team = Team::shared();
     while ((int)rooms_.size() < threads) rooms_.emplace_back();
     for (Piece& piece : pieces) {
@@ -157,8 +183,8 @@ void Plan::run_pieces(std::vector<Piece>& pieces, bool apart, int threads) {
     }
     team.run(threads, [&](int member) {
         Room& room = rooms_[member];
-        for (size_t first = 0, last; first < ops_.size(); first = last) {
-            for (last = first + 1; last < ops_.size() && (apart || !ops_[last]->waits());) last++;
+        for (size_t first = 0, last; first < end; first = last) {
+            for (last = first + 1; last < end && (apart || !ops_[last]->waits());) last++;
             // The last rows of a long part see most: they begin.
             for (long piece; (piece = (long)pieces.size() - 1 - team.next()) >= 0;) {
                 Run run = view(pieces[piece].step, room, room.alone, 1, &pieces[piece]);
@@ -169,19 +195,48 @@ void Plan::run_pieces(std::vector<Piece>& pieces, bool apart, int threads) {
     }, true);
 }
 
+// Operations [begin, end), each shared by all threads.
+void Plan::run_shared(Step& step, int threads, size_t begin, size_t end, Piece* piece) {
+    if (rooms_.empty()) rooms_.emplace_back();
+    lay_out(step);
+    prepare(step, rooms_[0], threads, piece);
+    Run run = view(step, rooms_[0], Team::shared(), threads, piece);
+    Team::shared().run(threads, [&](int member) { work(run, member, begin, end); }, step.out && step.T >= LONG);
+}
+
 void Plan::run(Step& step, int threads) {
     std::lock_guard lock(turn_);
     bool apart = false;
     std::vector<Piece> all = pieces(step, threads, apart);
-    if (!all.empty()) {
-        run_pieces(all, apart, threads);
-        return;
+    Piece last{wanted(step), {}};
+    bool spares = tail_ && last.step.T + SPARED <= step.T;
+    size_t end = spares ? tail_ : ops_.size();
+    if (all.empty()) run_shared(step, threads, 0, end, nullptr);
+    else run_pieces(all, apart, threads, end);
+    if (!spares || !last.step.T) return;
+
+    auto source = [&](int buffer, long row) {
+        if (buffer == Run::X) return step.x + row * widths_[buffer];
+        size_t piece = 0;
+        for (; piece < all.size() && row >= all[piece].step.T; piece++) row -= all[piece].step.T;
+        return (all.empty() ? rooms_[0].buffers : all[piece].kept)[buffer].data() + row * widths_[buffer];
+    };
+    auto each = [&](int buffer, auto copy) {  // a wanted row of the step, and where it is among those
+        float* mine = last.kept[buffer].data();
+        for (const Part& part : step.parts)
+            for (int32_t i = part.count - part.wanted; i < part.count; i++, mine += widths_[buffer])
+                copy(source(buffer, part.row + i), mine);
+    };
+    last.kept.resize(widths_.size());
+    std::vector<int> buffers = ops_[tail_]->kept();
+    buffers.push_back(Run::X);
+    for (int buffer : buffers) {
+        grow(last.kept[buffer], last.step.T * widths_[buffer]);
+        each(buffer, [&](const float* from, float* to) { std::copy_n(from, widths_[buffer], to); });
     }
-    if (rooms_.empty()) rooms_.emplace_back();
-    lay_out(step);
-    prepare(step, rooms_[0], threads, nullptr);
-    Run run = view(step, rooms_[0], Team::shared(), threads, nullptr);
-    Team::shared().run(threads, [&](int member) { work(run, member, 0, ops_.size()); }, step.out && step.T >= LONG);
+    last.step.x = last.kept[Run::X].data();
+    run_shared(last.step, threads, tail_, ops_.size(), &last);
+    each(Run::X, [&](float* to, const float* from) { std::copy_n(from, widths_[Run::X], to); });
 }
 
 std::vector<std::string> Plan::describe() const {

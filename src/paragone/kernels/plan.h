@@ -16,9 +16,9 @@
 enum class View { FULL, SLIDING, CHUNKED };
 
 // Tokens of one sequence in a step: rows [row, row + count), from slot `start` on; its blocks in every pool. `whole`
-// is how many the step has of it, where this is a piece of that.
+// is how many the step has of it, where this is a piece of that; what comes out for its last `wanted` rows is asked for.
 struct Part {
-    int32_t row, count, start, whole;
+    int32_t row, count, start, whole, wanted;
     std::vector<std::vector<int32_t>> tables;
 };
 
@@ -30,7 +30,10 @@ struct Pool {
     long width;
     std::vector<int64_t> slots;          // of each token, the one that it goes to
     std::vector<int32_t> firsts, lasts;  // and those that it sees
+    std::vector<int64_t> runs;  // of slots, that the single tokens before each see; behind the last, that all see
 };
+
+constexpr long RUN_SLOTS = 256;  // that one task looks at for a single token
 
 // A rope's frequencies: those of row which[t] for token t, or of the only row.
 struct Frequencies {
@@ -159,10 +162,12 @@ class Plan {
   private:
     void lay_out(Step& step) const;
     std::vector<Piece> pieces(const Step& step, int threads, bool& apart) const;
+    Step wanted(const Step& step) const;
     void prepare(const Step& step, Room& room, int members, Piece* piece) const;
     Run view(const Step& step, Room& room, Team& team, int members, Piece* piece) const;
     void work(Run& run, int member, size_t first, size_t last);
-    void run_pieces(std::vector<Piece>& pieces, bool apart, int threads);
+    void run_pieces(std::vector<Piece>& pieces, bool apart, int threads, size_t end);
+    void run_shared(Step& step, int threads, size_t begin, size_t end, Piece* piece);
 
     std::mutex turn_;
     std::vector<double> seconds_;
@@ -171,5 +176,6 @@ class Plan {
     std::vector<std::shared_ptr<Op>> ops_;
     std::vector<bool> kept_;  // buffers, by number
     long enough_ = 1;
+    size_t tail_ = 0;  // from this operation on no row reads what is made for another
     std::deque<Room> rooms_;
 };

@@ -13,7 +13,6 @@ constexpr long GROUP = 32;
 // x as it comes back from float16 in units of `unit`.
 PARAGONE_INLINE float stored(float x, float unit) { return from_half(to_half(x / unit)) * unit; }
 
-PARAGONE_INLINE VF smaller(VF a, VF b) { return -larger(-a, -b); }
 
 // In eight bits codes are symmetric about 128, in four bits they count from the minimum.
 static void round_row(const float* x, long D, int bits, float unit, uint8_t* codes, float* scales, float* minima) {

@@ -133,6 +133,8 @@ struct Kernels {
 
 // The levels that the processor has, the best first; and the best, or the one that PARAGONE_KERNELS names.
 extern const std::vector<const Kernels*> levels;
+// Those that it has, but whose products are not what they should be.
+std::vector<const Kernels*>& refused_levels();
 extern const Kernels& best;
 
 extern const Kernels KERNELS_BASE;

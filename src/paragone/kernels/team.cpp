@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/resource.h>
@@ -17,6 +18,8 @@ constexpr int LOST = 4;  // a run is contended where more than this part of its 
 constexpr int IN_A_ROW = 4;  // contended runs: what comes now and then, as a server's other process, is no reason
 constexpr int SHORTEST_PAUSE = 8, LONGEST_PAUSE = 256;  // runs
 constexpr int PATIENCE = 2000;  // then somebody else has the processor of those that are waited for: theirs is this one
+
+struct Stopped {};  // what a barrier throws where another member has thrown
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -101,13 +104,30 @@ void Team::run(int size, const std::function<void(int)>& work, bool seldom) {
     long begin = now();
     runs_.fetch_add(1, std::memory_order_release);
     runs_.notify_all();
-    work(0);
+    this->work(0);
     preempted_.fetch_add(preemptions(), std::memory_order_relaxed);
     for (int left, spin = 0; (left = left_.load(std::memory_order_acquire)); spin++)
         if (spin < PATIENCE) relax();
         else left_.wait(left, std::memory_order_acquire);
     lasted_ = now() - begin;
     if (seldom) waited_ = preempted_ = 0;  // nothing of it says how others would fare
+    if (!broken_) return;
+    broken_ = false;
+    arrived_ = 0;
+    std::rethrow_exception(std::exchange(thrown_, nullptr));
+}
+
+// A member's part of a run. Others may be waiting for it at a barrier when it throws: they are let go.
+void Team::work(int number) {
+    try {
+        (*work_)(number);
+    } catch (...) {
+        std::lock_guard lock(throwing_);
+        if (broken_.exchange(true)) return;
+        thrown_ = std::current_exception();
+        phase_.fetch_add(1, std::memory_order_release);
+        phase_.notify_all();
+    }
 }
 
 void Team::count_anew() {
@@ -151,7 +171,7 @@ void Team::member(int number, uint32_t seen) {
         runs_.wait(seen, std::memory_order_acquire);
         seen = runs_.load(std::memory_order_acquire);
         if (number < size_) {
-            (*work_)(number);
+            work(number);
             preempted_.fetch_add(preemptions(), std::memory_order_relaxed);
         }
         if (left_.fetch_sub(1, std::memory_order_release) == 1) left_.notify_one();
@@ -164,6 +184,7 @@ void Team::barrier() {
         return;
     }
     uint32_t phase = phase_.load(std::memory_order_relaxed);
+    if (broken_.load(std::memory_order_relaxed)) throw Stopped{};
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
         arrived_.store(0, std::memory_order_relaxed);
         count_anew();
@@ -171,11 +192,12 @@ void Team::barrier() {
         phase_.notify_all();
         return;
     }
-    for (int spin = 0; spin < PATIENCE; spin++) {
-        if (phase_.load(std::memory_order_acquire) != phase) return;
-        relax();
+    int spin = 0;
+    for (; spin < PATIENCE && phase_.load(std::memory_order_acquire) == phase; spin++) relax();
+    if (spin == PATIENCE) {
+        long begin = now();
+        phase_.wait(phase, std::memory_order_acquire);
+        waited_.fetch_add(now() - begin, std::memory_order_relaxed);
     }
-    long begin = now();
-    phase_.wait(phase, std::memory_order_acquire);
-    waited_.fetch_add(now() - begin, std::memory_order_relaxed);
+    if (broken_.load(std::memory_order_relaxed)) throw Stopped{};
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -13,7 +14,8 @@
 class Team {
   public:
     // Runs work(member) on `size` threads, or fewer where others use the processors; the caller is member 0. One run
-    // at a time; others wait. `seldom`: its members meet so seldom that it wants all of them even then.
+    // at a time; others wait. `seldom`: its members meet so seldom that it wants all of them even then. What one of
+    // them throws ends the work of all, and is thrown here.
     void run(int size, const std::function<void(int)>& work, bool seldom = false);
 
     // Waits for all members. Tasks are counted anew from then on.
@@ -44,6 +46,7 @@ class Team {
 
   private:
     void member(int number, uint32_t seen);
+    void work(int number);
     void grow(int size);
     void count_anew();
     void place(int member);
@@ -65,6 +68,9 @@ class Team {
     alignas(64) std::atomic<int> left_{0};
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
+    std::atomic<bool> broken_{false};  // a member of this run has thrown
+    std::mutex throwing_;
+    std::exception_ptr thrown_;
     alignas(64) std::atomic<long> taken_{0};
     struct alignas(64) Share {
         std::atomic<long> taken{0};

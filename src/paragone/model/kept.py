@@ -17,6 +17,8 @@ def as_packed(kept: Kept, rows: int, width: int) -> PackedMatrix | None:
     packing = Packing(meaning.bits, meaning.has_minimum, meaning.fine, meaning.unit)
     if (meaning.rows, meaning.width) != (rows, width) or kept.panels.shape != packing.shape(rows, width):
         return None
+    if kept.order is not None and not np.array_equal(np.sort(kept.order), np.arange(width)):
+        return None
     order = None if kept.order is None else torch.from_numpy(kept.order)
     return PackedMatrix(rows, width, packing, torch.from_numpy(kept.panels), order)
 

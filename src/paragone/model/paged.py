@@ -68,11 +68,21 @@ def block_bytes(
 @dataclass(frozen=True)
 class Part:
     """One sequence's tokens in a step: `count` rows from slot `start` on; a table of its blocks for each
-    pool."""
+    pool. Hidden states of its last `wanted` rows are asked for, or of all."""
 
     start: int
     count: int
     tables: list[list[int]]
+    wanted: int | None = None
+
+    @property
+    def num_wanted(self) -> int:
+        return self.count if self.wanted is None else self.wanted
+
+    def cut(self, at: int, count: int) -> "Part":
+        """Rows [at, at + count) of it."""
+        before = self.count - self.num_wanted
+        return Part(self.start + at, count, self.tables, max(0, min(count, at + count - before)))
 
 
 class PagedStep:

@@ -133,7 +133,16 @@ class Plan:
             eight_bit=cache.layers[number].dtype == torch.uint8,
         )
         self.native.add(native.Heads(heads))
-        self.native.add(native.Attend(heads, self.mixed, spec.attn_logit_softcapping or 0.0))
+        self.native.add(
+            native.Attend(heads, self.mixed, spec.attn_logit_softcapping or 0.0, self._seen(number))
+        )
+
+    def _seen(self, number: int) -> str:
+        """What a layer's queries see, where it is not all alike."""
+        reach = self.cache.reaches[self.cache.pool_of[number]]
+        chunked = reach is not None and reach == self.decoder.spec.attention_chunk
+        seen = "" if reach is None else f", chunks of {reach}" if chunked else f", window of {reach}"
+        return seen + (", alibi" if self.decoder.spec.alibi is not None else "")
 
     def _out(self, block: Block, target: int) -> None:
         added = target == native.X
@@ -240,8 +249,8 @@ class Plan:
         return [*self.native.seconds(), *self.head.seconds()]
 
     def hidden(self, ids: Sequence[int], parts: Sequence[Part], lengths: Sequence[int]) -> Tensor:
-        """What all layers make of a step's tokens, before the last norm, (N, D) in float32. `lengths` are
-        those of the whole texts, which some ropes depend on."""
+        """What all layers make of a step's tokens, before the last norm, (N, D) in float32; rows that are not
+        wanted are not finished. `lengths` are those of the whole texts, which some ropes depend on."""
         x = self.decoder.embedded_rows(ids)
         at = 0
         for run, run_lengths in _runs(parts, lengths):
@@ -257,7 +266,7 @@ class Plan:
         where = (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0))
         self.native.run(
             threads(), len(x_ND), x_ND.data_ptr(), ropes,
-            [(part.start, part.count, part.tables) for part in parts], self.cache.block_size,
+            [(part.start, part.count, part.num_wanted, part.tables) for part in parts], self.cache.block_size,
             self.deterministic, *where,
         )  # fmt: skip
 
@@ -318,7 +327,7 @@ def _runs(parts: Sequence[Part], lengths: Sequence[int]) -> list[tuple[list[Part
                 runs.append(([], []))
                 room = MOST_TOKENS
             count = min(room, part.count - at)
-            runs[-1][0].append(Part(part.start + at, count, part.tables))
+            runs[-1][0].append(part.cut(at, count))
             runs[-1][1].append(length)
             at, room = at + count, room - count
     return runs

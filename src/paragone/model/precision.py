@@ -34,7 +34,7 @@ def check_precision(name: str) -> Precision:
 
 
 def stored_precision(tensors: "Iterable[StoredTensor]") -> Precision:
-    """The one that loses nothing that a file has: quantised ones keep their integers."""
+    """What a file runs in where nothing is said: bfloat16 or, where it is quantised, its own integers."""
     return "int8" if any(t.type.is_quantized for t in tensors) else "bf16"
 
 

@@ -60,7 +60,8 @@ def describe_kernels() -> str:
         return "none (not compiled; PyTorch alone, slower)"
     if _current.which != "auto":
         return f"none (PARAGONE_OPS={_current.which})"
-    return str(native.level)
+    refused = ", ".join(native.refused_levels)
+    return f"{native.level} (not {refused}: its products are wrong here)" if refused else f"{native.level}"
 
 
 @contextlib.contextmanager

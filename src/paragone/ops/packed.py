@@ -159,7 +159,7 @@ class PackedMatrix:
             list(ids),
             out.data_ptr(),
         )
-        return out
+        return out if self.order is None else out[:, self.order.argsort()]
 
     def _codes(self) -> Tensor:
         """A view (panels, blocks, runs, lanes, 4)."""
