@@ -81,7 +81,7 @@ bench-serve: $(VENV)/dev models  ## the server beside vllm serve and llama.cpp's
 	$(BIN)/python -m benchmarks.serve --write
 
 clients: $(VENV)/dev models  ## clients that know nothing of Paragone, unchanged, against its server
-	$(BIN)/python -m benchmarks.clients
+	$(BIN)/python -m benchmarks.clients --write
 
 bench: bench-foundation bench-load bench-engine bench-kernels bench-serve  ## all benchmarks
 

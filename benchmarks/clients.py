@@ -1,10 +1,10 @@
 """Clients that know nothing of Paragone, unchanged, against its server: the openai packages of Python and
 npm, LangChain, `llm`, `vllm bench serve`, guidellm, and lm-eval over both of its API models.
 
-    python -m benchmarks.clients [NAME...]
+    python -m benchmarks.clients [--write] [NAME...]
 
-Each has an environment of its own under Paragone's folder. Prints what they printed at their end; exits
-with 1 where one failed.
+Each has an environment of its own under Paragone's folder. Prints what they printed at their end, with
+--write into docs/clients.md; exits with 1 where one failed.
 """
 
 import json
@@ -219,8 +219,25 @@ CLIENTS: dict[str, Callable[[str], str]] = {
 }
 
 
+PAGE = Path(__file__).parent.parent / "docs" / "clients.md"
+
+
+def write(outputs: dict[str, str], port: int) -> None:
+    """The page of what they printed, without this machine's folders and ports."""
+    known = {str(paths.home()): "...", f":{port}": ":8000", str(Path.home()): "~"}
+    sections = []
+    for name, text in outputs.items():
+        shown = text.strip()
+        for ours, theirs in known.items():
+            shown = shown.replace(ours, theirs)
+        sections.append(f"## {name}\n\n```\n{shown}\n```\n")
+    head = "What they print against `paragone serve` with SmolLM2-135M; `make clients`."
+    PAGE.write_text("\n".join(["# Clients as they are", "", head, "", *sections]))
+
+
 def main(names: list[str]) -> int:
-    failed = 0
+    failed, outputs = 0, {}
+    writes, names = "--write" in names, [name for name in names if name != "--write"]
     # In the usual mode a prompt found in the cache may differ in its last bits from one that is computed.
     with started("Paragone", "--deterministic") as (_, port):
         for name, ask in CLIENTS.items():
@@ -228,10 +245,13 @@ def main(names: list[str]) -> int:
                 continue
             print(f"== {name}", flush=True)
             try:
-                print(ask(f"http://127.0.0.1:{port}"), flush=True)
+                outputs[name] = ask(f"http://127.0.0.1:{port}")
+                print(outputs[name], flush=True)
             except (RuntimeError, subprocess.CalledProcessError) as err:
                 failed += 1
                 print(f"FAILED: {err}", flush=True)
+    if writes:
+        write(outputs, port)
     print(json.dumps({"clients": len(names) or len(CLIENTS), "failed": failed}))
     return 1 if failed else 0
 

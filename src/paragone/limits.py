@@ -67,6 +67,7 @@ STEP_SECONDS: Final = 120.0  # of one step of the engine, before its process is 
 BODY_BYTES: Final = 10 * MIB
 HEADER_BYTES: Final = 64 * KIB
 HEADER_SECONDS: Final = 10.0
+BODY_VALUES: Final = 1_000_000  # commas and brackets
 BODY_SECONDS: Final = 30.0
 UNREAD_SECONDS: Final = 30.0  # that an answer waits for a client that does not read it
 CONNECTIONS: Final = 4_096
@@ -87,6 +88,7 @@ NAME_CHARS: Final = 128
 # Grammars of structured output
 GRAMMAR_BYTES: Final = 128 * KIB
 GRAMMAR_SECONDS: Final = 2.0
+GRAMMAR_LIMIT_SECONDS: Final = 30.0  # for which it is remembered that one took too long
 GRAMMAR_MEMORY_BYTES: Final = 768 * MIB
 GRAMMARS: Final = 128  # that are kept
 GRAMMARS_WAITING: Final = 32

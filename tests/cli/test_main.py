@@ -194,3 +194,18 @@ def test_interrupting_generate_is_130():
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert error.strip() == b""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_without_the_kernels(precision):
+    """As after an installation without a compiler: PyTorch runs, and one line says what is missing."""
+    code = (
+        "import sys; sys.modules['paragone.kernels._native'] = None; "
+        "from paragone.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
+    arguments = "generate", SMOL, "The capital of France is", "--max-tokens", "3", "--precision", precision
+    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "Paris" in found.stdout
+    (line,) = (line for line in found.stderr.splitlines() if "kernels" in line)
+    assert line.startswith("note: the compiled kernels are missing")

@@ -270,7 +270,7 @@ def test_those_who_are_refused_together_do_not_come_back_together():
     waits = []
     for _ in range(100):
         with pytest.raises(ApiError) as caught:
-            limiter.check()
+            limiter.check(None)
         waits.append(int(caught.value.headers["Retry-After"]))
     assert set(waits) == {1, 2, 3, 4, 5}
 
@@ -288,7 +288,7 @@ def test_who_is_refused_is_told_to_wait_until_places_become_free(monkeypatch, ev
         waits = set()
         for _ in range(1000):
             with pytest.raises(ApiError) as caught:
-                limiter.check()
+                limiter.check(None)
             waits.add(int(caught.value.headers["Retry-After"]))
     assert waits == set(range(1, most + 1))
 
@@ -302,6 +302,22 @@ def test_tokens_of_requests_that_run_count_already():
         with pytest.raises(Exception, match="are inside"), limiter.admitted(None):
             pass
     assert limiter.inside == 0
+
+
+def test_requests_that_come_together_do_not_go_around_a_limit_of_tokens():
+    """They were let in when nothing was reserved yet."""
+    limiter, key = Limiter(8), Key("k", "k", b"", 0.0, None, None, 10, None)
+    with limiter.admitted(key), limiter.admitted(key), limiter.reserved(key, 10):
+        with pytest.raises(ApiError, match="10 tokens a minute"), limiter.reserved(key, 1):
+            pass
+    with pytest.raises(ApiError, match="are inside"):
+        Limiter(0).check(key)
+
+
+def test_who_cannot_be_served_now_is_told_when_to_come_back():
+    assert ApiError(503, "model_unavailable", "it could not be loaded").headers["Retry-After"] == "5"
+    assert ApiError(503, "overloaded", "full", headers={"Retry-After": "2"}).headers == {"Retry-After": "2"}
+    assert ApiError(400, "invalid_value", "no").headers == {}
 
 
 def test_not_open_to_others_without_keys(home, tiny_folder, capfd):

@@ -1,7 +1,10 @@
 """The API as clients see it: shapes, and equalities that need no oracle."""
 
+import contextlib
+import json
 import math
 import re
+import time
 
 import pytest
 
@@ -124,6 +127,34 @@ def test_nothing_but_the_echo(server):
     choice = body["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("Hello", "length")
     assert len(choice["logprobs"]["tokens"]) == 5
+    assert body["usage"]["completion_tokens"] == 0
+
+
+def test_every_prompt_has_its_own_room(server):
+    """A long one beside it does not cut a short one's answer."""
+    body = {"temperature": 0, "ignore_eos": True, "max_tokens": 40}
+    long, short = server.complete([[65] * 1000, [65]], **body, logprobs=0).json["choices"]
+    assert len(long["logprobs"]["tokens"]) == 24
+    assert len(short["logprobs"]["tokens"]) == 40
+
+
+def test_where_tokens_lie_in_the_text(server):
+    """Characters of several tokens, and control tokens, which the text does not show."""
+    special = server.post("/tokenize", {"model": "tiny", "messages": [{"role": "user", "content": ""}]}).json
+    first = special["tokens"][0]
+    ids = server.post("/tokenize", {"model": "tiny", "prompt": "aé🙂b"}).json["tokens"]
+    choice = server.complete([first, *ids], echo=True, max_tokens=0, logprobs=0).json["choices"][0]
+    assert choice["text"] == "aé🙂b"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1, 1, 2, 2, 2, 2, 3]
+
+
+def test_an_answer_may_be_sent_back_as_the_clients_have_it(server):
+    message = server.chat().json["choices"][0]["message"]
+    nulls = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "tool_calls"))
+    turns = [{"role": "user", "content": "Hi"}, message | nulls, {"role": "user", "content": "And?"}]
+    assert server.chat(messages=turns).status == 200
+    wrong = server.chat(messages=[*turns, message | {"audio": {"id": "x"}}])
+    assert (wrong.status, wrong.error["param"]) == (400, "messages[3].audio")
 
 
 def test_settings_say_where_they_come_from(server):
@@ -133,6 +164,8 @@ def test_settings_say_where_they_come_from(server):
     assert found["top_p"] == {"value": 0.5, "from": "request"}
     assert found["min_p"] == {"value": 0.0, "from": "default"}
     assert found["max_tokens"] == {"value": 8, "from": "request"}
+    capped = server.chat(max_tokens=100_000, stop=["e"], return_settings=True).json["settings"]["max_tokens"]
+    assert (capped["from"], capped["value"] < 1024) == ("context", True)
     assert found["seed"]["from"] == "drawn"
     again = {key: value["value"] for key, value in found.items() if value["from"] != "default"}
     first = server.chat(**again, return_settings=True).json
@@ -219,6 +252,35 @@ def test_the_counts_count(server):
     used = server.chat(max_tokens=5, ignore_eos=True).json["usage"]
     after = [count(name) for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [5, used["prompt_tokens"]]
+    before = count("vllm:generation_tokens_total")
+    stream = {"model": "tiny", "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with contextlib.closing(server.connect()) as connection:
+        connection.request(
+            "POST", "/v1/completions", json.dumps(stream), {"Content-Type": "application/json"}
+        )
+        connection.getresponse().read1(4096)
+        assert 0 < count("vllm:generation_tokens_total") - before < 900  # while it comes
+    server.idle()
+
+
+def test_times_between_tokens_are_of_one_answer(server):
+    """Whether they come together or among other answers' tokens."""
+
+    def counted():
+        text = server.get("/metrics").data.decode()
+        name = "vllm:inter_token_latency_seconds"
+        return [
+            float(re.search(rf'^{name}_{kind}{{model_name="tiny"}} (\S+)$', text, re.M)[1])
+            for kind in ("count", "sum")
+        ]
+
+    server.complete(max_tokens=3)
+    before, begin = counted(), time.perf_counter()
+    server.complete(n=4, max_tokens=200, ignore_eos=True, temperature=1.0)
+    took, after = time.perf_counter() - begin, counted()
+    count, seconds = (b - a for a, b in zip(before, after, strict=True))
+    assert 4 * 100 < count <= 4 * 199  # the tokens that the first events have together have no time
+    assert 2 * took < seconds <= 4 * took
 
 
 def test_a_prompt_is_found_again(server):

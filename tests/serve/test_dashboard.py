@@ -1,9 +1,11 @@
 """The dashboard asks for what the server counts."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
 
+from paragone.cli.main import run
 from paragone.serve.messages import State
 from paragone.serve.metrics import Metrics, RequestTimes
 
@@ -12,8 +14,8 @@ def test_every_name_on_the_dashboard_is_counted():
     metrics = Metrics()
     metrics.step("m", State(1, 2, 3, 4, 0, 1, 1, 1, 0.1, 5))
     times = RequestTimes(metrics, "m", 0.0)
-    times.tokens(1)
-    times.tokens(1)
+    times.tokens(0, 1)
+    times.tokens(0, 1)
     times.done(3, 2, ["stop"])
     metrics.http.labels("/", "200").inc()
     text = metrics.text().decode()
@@ -37,3 +39,23 @@ def test_a_model_that_is_loaded_again_counts_from_the_beginning():
     assert 'vllm:num_preemptions_total{model_name="m"} 2.0' in text
     metrics.down()
     assert metrics.states == {}
+
+
+def test_a_look_at_a_server(server, capsys):
+    """`paragone top`, while an answer comes and afterwards."""
+    stream = {"model": "tiny", "prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    with contextlib.closing(server.connect()) as connection:
+        connection.request(
+            "POST", "/v1/completions", json.dumps(stream), {"Content-Type": "application/json"}
+        )
+        connection.getresponse().read1(100)
+        assert run(["top", "--url", server.url, "--once", "--every", "0.1"]) == 0
+    shown = capsys.readouterr().out
+    assert "engine up" in shown
+    row = next(line.split() for line in shown.splitlines() if line.startswith("tiny"))
+    assert row[1] == "1"  # runs
+    assert float(row[3].replace(",", "")) > 0  # tokens a second
+    assert "not loaded" in shown or "other" in shown
+    server.idle()
+    assert run(["top", "--url", "http://127.0.0.1:9", "--once"]) == 69
+    assert "http://127.0.0.1:9" in capsys.readouterr().err

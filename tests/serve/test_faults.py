@@ -236,6 +236,31 @@ def test_an_engine_that_hangs(own):
     assert server.events("engine_hangs")
 
 
+def test_an_engine_that_hangs_while_nobody_stays(own):
+    """Whoever asks gives up before the server does, one after the other: it is killed all the same."""
+    server = own("--step-timeout", "2")
+    engine = server.engine_pid()
+    os.kill(engine, signal.SIGSTOP)
+    assert [server.complete(timeout=0.2).status for _ in range(3)] == [504] * 3
+    deadline = time.monotonic() + 15
+    while not server.events("engine_hangs"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    server.wait_until_ready(30)
+    assert server.engine_pid() != engine
+
+
+def test_a_stream_whose_time_is_over(own):
+    """What has come stays, an error says why it ends, and it does not look complete."""
+    server = own("--max-num-seqs", "2")
+    found = server.complete(stream=True, max_tokens=1000, ignore_eos=True, timeout=0.5)
+    assert found.status == 200
+    assert found.events[0]["choices"]
+    assert found.events[-1]["error"]["code"] == "timeout"
+    assert b"[DONE]" not in found.data
+    server.idle()
+
+
 def test_health_while_there_is_no_engine(own):
     server = own()
     os.kill(server.engine_pid(), signal.SIGKILL)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from paragone import limits
 from paragone.serve.errors import ApiError
 from paragone.serve.grammar_check import GrammarCheck, Wanted
+from paragone.text.killable import TookTooLong
 from tests.serve.test_wire import streamed
 
 HOSTILE = {
@@ -265,3 +266,24 @@ def test_a_thousand_different_grammars_through_the_server(server):
     after = server.machine()["memory_bytes"]
     assert after["engine"] - before["engine"] < 200e6
     assert after["http"] - before["http"] < 50e6
+
+
+def test_a_limit_is_not_remembered_for_ever(monkeypatch):
+    """A busy machine's fault is not the grammar's."""
+    check, now, asked = GrammarCheck(), 0.0, []
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    def ask(line):
+        asked.append(line)
+        if len(asked) == 1:
+            raise TookTooLong("it took too long")
+        return b'{"grammar": "start: /a/"}'
+
+    monkeypatch.setattr(check.process, "ask", ask)
+    one = Wanted("regex", "a", "structured_outputs.regex")
+    for _ in range(2):
+        with pytest.raises(ApiError, match="too complex"):
+            check.grammar(one)
+    now += limits.GRAMMAR_LIMIT_SECONDS + 1
+    assert check.grammar(one) == check.grammar(one) == "start: /a/"
+    assert len(asked) == 2

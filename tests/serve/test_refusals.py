@@ -1,7 +1,10 @@
 """What cannot be used is refused by name, and the server goes on as if nothing had been (rows 8 to 10)."""
 
+import asyncio
 import json
 import math
+import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from paragone.serve.call import decode
 from paragone.serve.errors import ApiError
+from paragone.serve.generate import _in_time
 from paragone.serve.schemas import ChatRequest, CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -267,3 +271,50 @@ def test_afterwards_it_is_as_before(server):
     lag = server.get("/metrics").data.decode()
     assert "paragone_event_loop_lag_seconds_bucket" in lag
     assert math.isfinite(float(lag.split("paragone_event_loop_lag_seconds_sum ")[1].split()[0]))
+
+
+def test_what_is_refused_is_not_sent_back_whole(server):
+    """A field's name as long as a body may be."""
+    name = b"x" * (9 << 20)
+    found = server.post("/v1/completions", b'{"model": "tiny", "prompt": "x", "%s": 1}' % name)
+    assert (found.status, found.error["code"]) == (400, "unsupported_field")
+    assert len(found.data) < 2000
+
+
+@pytest.mark.parametrize("item", [b"0", b"{}", b'""', b"[]"])
+def test_a_body_of_very_many_small_things(server, item):
+    """Refused before anything is made of them: each takes many times its bytes."""
+    body = b'{"model": "tiny", "prompt": [' + b",".join([item] * 1_100_000) + b"]}"
+    found = server.post("/v1/completions", body)
+    assert (found.status, found.error["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("large", [{"a" * 140_000: 1}, {"enum": ["a" * 1000] * 140}, {"enum": [1] * 140_000}])
+def test_a_grammar_that_is_too_large(server, large):
+    found = server.chat(response_format={"type": "json_schema", "json_schema": {"schema": large}})
+    assert (found.status, found.error["code"]) == (400, "grammar_too_complex")
+
+
+def test_a_client_that_leaves_while_its_request_is_prepared():
+    """It waits for a model, a template or a grammar: that work is given up."""
+
+    async def main():
+        given_up = asyncio.Event()
+
+        async def prepares():
+            try:
+                await asyncio.sleep(60)
+            finally:
+                given_up.set()
+
+        async def leaves():
+            await asyncio.sleep(0.01)
+
+        state, request = SimpleNamespace(request_seconds=60.0), SimpleNamespace(timeout=None)
+        call = SimpleNamespace(begin=time.perf_counter(), gone=leaves)
+        with pytest.raises(ApiError) as caught:
+            await _in_time(state, call, request, prepares())
+        await asyncio.wait_for(given_up.wait(), 5)
+        return caught.value.status
+
+    assert asyncio.run(main()) == 499

@@ -41,7 +41,7 @@ def read(form, text, size):
             said += event.text
         elif event.name is not None:
             assert event.index == len(calls)
-            assert event.id.startswith("call_")
+            assert len(event.id) == (form.id_chars or len("call_") + 24)
             calls[event.index] = [event.name, event.arguments]
         else:
             assert isinstance(event, Called)
@@ -135,6 +135,59 @@ def test_a_model_without_tools_is_told():
     assert told[0]["content"].startswith("Be brief.\n\nYou may call")
     assert '"get_weather"' in told[1]["content"]
     assert told[2] == {"role": "user", "content": "<tool_response>sunny</tool_response>"}
+
+
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('take turns') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+
+
+def test_a_template_without_a_system_message_and_with_turns(tmp_path):
+    """As Gemma's and the first of Mistral's are."""
+    folder = write_tiny_model(tmp_path / "strict", template=STRICT)
+    asked = {"role": "user", "content": "Hi"}
+    calls = [
+        {"id": name, "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+        for name in "ab"
+    ]
+    answers = [{"role": "tool", "content": name, "tool_call_id": name} for name in "ab"]
+    turns = [asked, {"role": "assistant", "content": None, "tool_calls": calls}, *answers, asked]
+    with serving(f"tiny={folder}:bf16", "--kv-cache-mb", "64", model="tiny") as server:
+        for messages in ([asked], turns):
+            body = {"model": "tiny", "messages": messages, "tools": [WEATHER]}
+            shown = server.post("/apply-template", body)
+            assert shown.status == 200, shown.data
+            assert shown.json["prompt"].startswith("<|im_start|>user\nYou may call functions.")
+        system = [{"role": "system", "content": "Be brief."}, asked]
+        refused = server.post("/apply-template", body | {"messages": system})
+        assert (refused.status, refused.error["code"]) == (400, "chat_template_error")
+
+
+def test_roles_take_turns_in_words_that_every_template_has():
+    """Two calls at once, their answers, and what the user says next."""
+    answers = [{"role": "tool", "content": text, "tool_call_id": "x"} for text in ("sunny", "late")]
+    told = with_tools(GENERIC, [*answers, {"role": "user", "content": "And?"}], [])
+    wanted = "<tool_response>sunny</tool_response>\n<tool_response>late</tool_response>\nAnd?"
+    assert told == [{"role": "user", "content": wanted}]
+
+
+@pytest.mark.parametrize("given", ["call_0123456789abcdef01234567", "abc", "a-b_c", "123456789", "é" * 20])
+def test_mistrals_templates_get_ids_of_nine(given):
+    call = {"id": given, "type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "x", "tool_call_id": given},
+    ]
+    said, answered = with_tools(MISTRAL, messages, [WEATHER])
+    (known,) = said["tool_calls"]
+    assert known["id"] == answered["tool_call_id"]
+    assert len(known["id"]) == 9
+    assert known["id"].isascii()
+    assert known["id"].isalnum()
+    assert call["id"] == given
+    assert len(MISTRAL.new_id()) == 9
 
 
 def calls_of(events):

@@ -232,6 +232,55 @@ def test_two_hundred_long_answers_that_nobody_waits_for(server):
     server.idle()
 
 
+def asked(path=b"/v1/completions", more=b"", **fields):
+    """The bytes of a request."""
+    data = json.dumps(
+        {"model": "tiny", "prompt": "Hello", "temperature": 0, "max_tokens": 4} | fields
+    ).encode()
+    return HEAD.replace(b"/v1/completions", path) + more + b"Content-Length: %d\r\n\r\n" % len(data) + data
+
+
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+
+
+def test_an_offer_of_another_protocol_is_not_taken_up(server):
+    """Java's client makes it with every request; its body counts, however the bytes are cut."""
+    data = asked(more=OFFER)
+    at = data.index(b"Upgrade: h2c")
+    cuts = [[data[:cut], data[cut:]] for cut in (at - 1, at, at + 1, at + 4, at + 7, at + 8, at + 12)]
+    for pieces in ([data], [asked(more=OFFER.replace(b"Upgrade:", b"UPGRADE:"))], *cuts):
+        assert status_of(exchange(server, pieces, pause=0.02)) == 200
+    with server.raw_socket() as connection:  # and the next request of a connection
+        for _ in range(2):
+            connection.sendall(data)
+            answer = b""
+            while not complete(answer):
+                answer += connection.recv(1 << 16)
+            assert status_of(answer) == 200
+    text = asked(prompt="a\nupgrade: b", echo=True)  # in a body it is text
+    assert b"a\\nupgrade: b" in exchange(server, text)
+
+
+def test_a_request_behind_another_does_not_hide_that_the_client_leaves(server):
+    second = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with server.raw_socket() as connection:  # who stays gets the first answer, and then the connection's end
+        connection.sendall(asked() + second * 3)
+        answer = b""
+        while piece := connection.recv(1 << 16):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert complete(answer)
+    connection = server.raw_socket()
+    connection.sendall(asked(max_tokens=480, n=4, ignore_eos=True) + second)
+    deadline = time.monotonic() + 5
+    while server.machine()["requests_inside"] != 4:
+        assert time.monotonic() < deadline
+    connection.close()
+    begin = time.monotonic()
+    server.idle(5)
+    assert time.monotonic() - begin < 1.5
+
+
 def test_events_survive_any_cut(server):
     """A client may get the stream in pieces of any size."""
     data = server.complete("Hello", stream=True, max_tokens=64, temperature=1, seed=1).data

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paragone import limits
-from paragone.cli.shared import batch_options, engine_config
+from paragone.cli.shared import batch_options, engine_config, note_kernels
 from paragone.errors import BadConfiguration
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def _serve(models: tuple[str, ...], options: dict[str, Any], process: "EnginePro
         log_format=options["log_format"],
         log_level=options["log_level"],
     )
+    note_kernels()
     engine = asdict(engine_config(options))
     served = server.served_models(found)
     return int(server.Service(config, served, engine, process).run())

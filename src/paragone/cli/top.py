@@ -113,14 +113,12 @@ def _drawn(before: dict[str, Any], now: dict[str, Any], seconds: float) -> Any:
         labels = f'model_name="{model}"'
         prompt, generated = ((_of(now, n, labels) - _of(before, n, labels)) / seconds for n in RATE_ROWS)
         between = _mean(before, now, "vllm:inter_token_latency_seconds", labels)
-        count = _of(now, "vllm:inter_token_latency_seconds_count", labels)
-        running_rate = (count - _of(before, "vllm:inter_token_latency_seconds_count", labels)) / seconds
         share = row.get("blocks_used", 0) / max(row.get("blocks", 0), 1)
         table.add_row(
             model,
             f"{row.get('running', 0)}",
             f"{row.get('waiting', 0)}",
-            f"{max(generated, running_rate):,.0f}",
+            f"{generated:,.0f}",
             f"{prompt:,.0f}",
             _ms(_mean(before, now, "vllm:time_to_first_token_seconds", labels)),
             _ms(between),

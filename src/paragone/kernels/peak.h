@@ -60,7 +60,8 @@ template <int BITS> static long multiply_codes(long rounds) {
 static long multiply_numbers(long rounds) {
     volatile int32_t unknown = 0x01010101;
     VI x = unknown - VI{};
-    VF sums[FLOAT_CHAINS] = {};
+    VF sums[FLOAT_CHAINS];
+    for (VF& sum : sums) sum = (VF)(unknown - VI{});  // each read anew: equal chains would be made once for all
     for (long r = 0; r < rounds; r++)
 #pragma GCC unroll 12
         for (int c = 0; c < FLOAT_CHAINS; c++)

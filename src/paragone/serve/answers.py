@@ -1,6 +1,7 @@
 """What the engine gives, in the words of the API. Streamed and whole answers are put together from the same
 pieces, so that they are equal."""
 
+import codecs
 import time
 import uuid
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ def token_text(tokenizer: Tokenizer, token: int) -> tuple[str, list[int]]:
 class Answers:
     """The answers to one HTTP request: counts, and what every kind of answer begins with."""
 
-    def __init__(self, asked: Asked, prefix: str) -> None:
-        self.asked = asked
+    def __init__(self, asked: Asked, prefix: str, *, shown: bool = True) -> None:
+        """`shown`: the answers' tokens are, and not the prompt's alone."""
+        self.asked, self.shown = asked, shown
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.n = asked.settings.params.n
@@ -41,7 +43,7 @@ class Answers:
 
     def count(self, delta: Delta) -> None:
         """Takes note of a delta."""
-        self.completion_tokens += len(delta.token_ids)
+        self.completion_tokens += len(delta.token_ids) if self.shown else 0
         if delta.reason is not None:
             self.reasons.append(delta.reason)
             if delta.choice == 0:
@@ -167,6 +169,9 @@ class TextChoice:
         self._place, self._answers = index // answers.n, answers
         self._text: list[str] = []
         self._offset = 0
+        self._shows_special = answers.asked.settings.show_special
+        self._special = frozenset(self._tokenizer.special.values())
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._reason: str | None = None
         self._parts: list[Json] = []
 
@@ -178,7 +183,7 @@ class TextChoice:
             self._prompt = None
         if self._shown:
             for entry in delta.logprobs:
-                self._add(entry, logprobs)
+                self._add(entry, logprobs, special=self._shows_special)
             text += delta.text
         self._reason = delta.reason if self._shown else delta.reason and "length"
         if not text and self._reason is None and not logprobs["tokens"]:
@@ -191,18 +196,27 @@ class TextChoice:
     def _echo(self, prompt: list[int], scores: Sequence[Logprob], logprobs: Json) -> str:
         shown = [i for i in prompt if self._tokenizer.knows(i)]
         if self._wants_logprobs:
-            self._add((prompt[0], None, ()), logprobs)
+            self._add((prompt[0], None, ()), logprobs, special=False)
             for entry in scores:
-                self._add(entry, logprobs)
+                self._add(entry, logprobs, special=False)
         return self._tokenizer.decode(shown)
 
-    def _add(self, entry: tuple[int, float | None, tuple[tuple[int, float], ...]], logprobs: Json) -> None:
+    def _add(
+        self,
+        entry: tuple[int, float | None, tuple[tuple[int, float], ...]],
+        logprobs: Json,
+        *,
+        special: bool,
+    ) -> None:
+        """A token, which begins where the characters of those before it end in the text. `special`: control
+        tokens are in the text."""
         token, logprob, top = entry
-        text, _ = token_text(self._tokenizer, token)
+        text, data = token_text(self._tokenizer, token)
         logprobs["tokens"].append(text)
         logprobs["token_logprobs"].append(logprob)
         logprobs["text_offset"].append(self._offset)
-        self._offset += len(text)
+        if special or token not in self._special:
+            self._offset += len(self._characters.decode(bytes(data)))
         if logprob is None:
             logprobs["top_logprobs"].append(None)
             return

@@ -1,15 +1,15 @@
 """From what a client asks to prompts in the engine's line."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from paragone import limits
 from paragone.checkpoint.jsonfile import parse_json
-from paragone.errors import MalformedData, ParagoneError
+from paragone.errors import MalformedData, ParagoneError, TemplateError
 from paragone.serve.errors import ApiError, error_of
-from paragone.serve.grammar_check import Wanted, wanted
+from paragone.serve.grammar_check import Wanted, check_size, wanted
 from paragone.serve.link import Stream
 from paragone.serve.messages import params_to_wire
 from paragone.serve.models import ServedModel
@@ -20,6 +20,7 @@ from paragone.serve.tool_formats import ToolFormat, forced_grammar, with_tools
 from paragone.text.chat import MARK, Message, encode_chat, render_chat
 from paragone.text.tokenizer import Tokenizer
 
+Made = TypeVar("Made")
 CHARS_OF_A_TOKEN = 1_024  # more than any vocabulary has
 INLINE_CHARS = 4_096  # of a text that is encoded on the event loop; longer ones go to a thread
 
@@ -55,7 +56,8 @@ async def ask_chat(state: State, request: ChatRequest, tenant: str) -> Asked:
         raise ApiError(400, "invalid_value", "tool_choice is required and there are no tools", "tool_choice")
     ids = await encode_messages(model, request.messages, tools)
     _check_length(ids, model, "messages")
-    settings = resolve(request, model.defaults, len(ids), model.context)
+    stops = tokenizer_of(model).chat_stop
+    settings = resolve(request, model.defaults, len(ids), _room(model), stops)
     grammar = wanted(request)
     forced = tools if chosen == "required" else []
     if isinstance(chosen, ChosenTool):
@@ -64,6 +66,7 @@ async def ask_chat(state: State, request: ChatRequest, tenant: str) -> Asked:
         if grammar is not None:
             message = "a tool call that has to come leaves no room for a format"
             raise ApiError(400, "invalid_value", message, grammar.param)
+        check_size([t.function.parameters for t in forced], "tools")
         functions = [as_json(t)["function"] for t in forced]
         several = request.parallel_tool_calls is not False and chosen == "required"
         special = tokenizer_of(model).special
@@ -92,7 +95,8 @@ async def ask_completion(state: State, request: CompletionRequest, tenant: str) 
     prompts = await _encoded(model, request)
     for ids in prompts:
         _check_length(ids, model, "prompt")
-    settings = resolve(request, model.defaults, max(map(len, prompts)), model.context)
+    # Each prompt's answer is cut to its own room by the engine.
+    settings = resolve(request, model.defaults, min(map(len, prompts)), _room(model))
     return await _submit(state, request, model, prompts, settings, wanted(request), tenant, None, chat=False)
 
 
@@ -159,6 +163,11 @@ def _check_length(ids: Sequence[int], model: ServedModel, param: str) -> None:
         raise ApiError(400, "context_length_exceeded", message, param)
 
 
+def _room(model: ServedModel) -> int:
+    """Tokens that a prompt and its answer may have together."""
+    return model.context if model.loaded is None else min(model.context, model.loaded.capacity)
+
+
 async def _encoded(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     given = request.prompt
     size = sum(len(item) if isinstance(item, str | list) else 1 for item in given)
@@ -215,11 +224,7 @@ async def encode_messages(
 
 
 def _encode_messages(model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> list[int]:
-    told, given = _told(model, messages, tools)
-    try:
-        return encode_chat(tokenizer_of(model), told, tools=given)
-    except ParagoneError as err:
-        raise error_of(err, "messages") from None
+    return _by_template(model, messages, tools, encode_chat)
 
 
 async def render_messages(
@@ -232,25 +237,33 @@ async def render_messages(
 def _render_messages(
     model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]
 ) -> tuple[str, list[int]]:
-    told, given = _told(model, messages, tools)
-    try:
-        text = render_chat(tokenizer_of(model), told, tools=given)
-    except ParagoneError as err:
-        raise error_of(err, "messages") from None
+    text = _by_template(model, messages, tools, render_chat)
     return text.replace(MARK, ""), _encode_messages(model, messages, tools)
 
 
-def _told(
-    model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool]
-) -> tuple[list[Message], list[dict[str, Any]] | None]:
+def _by_template(
+    model: ServedModel, messages: Sequence[ChatMessage], tools: Sequence[Tool], made: Callable[..., Made]
+) -> Made:
+    """What a function makes of a conversation by the model's template."""
     plain = [_message(message, place) for place, message in enumerate(messages)]
-    size = sum(len(m.get("content") or "") for m in plain)
-    _check_size(size, model, "messages")
+    _check_size(sum(len(m.get("content") or "") for m in plain), model, "messages")
     given = [as_json(tool) for tool in tools]
-    has_calls = any(m["role"] == "tool" or m.get("tool_calls") for m in plain)
-    if given or has_calls:
-        plain = with_tools(model.tools, plain, given)
-    return plain, given if given and not model.tools.told else None
+    has_tools = bool(given) or any(m["role"] == "tool" or m.get("tool_calls") for m in plain)
+    known = given if given and not model.tools.told else None
+
+    def by(*, system: bool) -> Made:
+        told = with_tools(model.tools, plain, given, system=system) if has_tools else plain
+        return made(tokenizer_of(model), told, tools=known)
+
+    try:
+        try:
+            return by(system=True)
+        except TemplateError:
+            if not given or not model.tools.told:
+                raise
+            return by(system=False)  # not every template has a system message
+    except ParagoneError as err:
+        raise error_of(err, "messages") from None
 
 
 def _message(message: ChatMessage, place: int) -> Message:

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 CLOSE = {"Connection": "close"}
 LARGE_BODY = 64 * limits.KIB  # is parsed beside the event loop
+VALUE_BYTES = 64  # that a parsed value takes, about
+MESSAGE_CHARS = 500
 _PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$(.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"(?:field|key) `([^`]*)`")
 
@@ -97,6 +99,11 @@ class Call:
         data = await self.body()
         if content_type != "application/json":
             raise ApiError(415, "unsupported_media_type", "send the header Content-Type: application/json")
+        # What becomes of it takes many times its bytes: a list of small things most.
+        if (values := data.count(b",") + data.count(b"[") + data.count(b"{")) > limits.BODY_VALUES:
+            message = f"the body has more than {limits.BODY_VALUES} commas and brackets"
+            raise ApiError(413, "body_too_large", message)
+        self._hold(values * VALUE_BYTES)
         if len(data) > LARGE_BODY:
             return await asyncio.to_thread(decode, data, kind)
         return decode(data, kind)
@@ -166,6 +173,8 @@ def _number(digits: str) -> int | float:
 
 
 def _invalid(text: str) -> ApiError:
+    if len(text) > MESSAGE_CHARS:  # it quotes what was sent
+        text = f"{text[: MESSAGE_CHARS // 2]}...{text[-MESSAGE_CHARS // 2 :]}"
     found = _PLACE.match(text)
     what, place = (found[1], found[2] or "") if found else (text, "")
     field = _FIELD.search(what)
@@ -177,4 +186,4 @@ def _invalid(text: str) -> ApiError:
         name = f"{place}.{field[1]}".lstrip(".")
         return ApiError(400, "missing_field", f"{name} is missing", name)
     message = f"{place}: {what}" if place else what
-    return ApiError(400, "invalid_value", message[:500], place or None)
+    return ApiError(400, "invalid_value", message[:MESSAGE_CHARS], place or None)

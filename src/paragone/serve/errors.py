@@ -30,7 +30,9 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.code, self.param = status, code, param
         self.message = message.encode("utf-8", "replace").decode()  # it may quote half of a surrogate pair
-        self.headers = headers or {}
+        self.headers = dict(headers or {})
+        if status == 503:
+            self.headers.setdefault("Retry-After", str(limits.RETRY_SECONDS))
 
     @property
     def body(self) -> dict[str, object]:

@@ -43,8 +43,8 @@ async def completion(state: State, call: Call) -> None:
     limiter = state.limiter
     with limiter.admitted(call.key), limiter.places(more, "prompt"), state.models.kept(request.model):
         asked = await _in_time(state, call, request, ask_completion(state, request, call.tenant))
-        answers = Answers(asked, "cmpl")
         echo, shown = bool(request.echo), request.max_tokens != 0
+        answers = Answers(asked, "cmpl", shown=shown)
         count = answers.n * len(asked.prompts)
         choices = [TextChoice(answers, index, echo=echo, shown=shown) for index in range(count)]
         scores: dict[int, tuple[Logprob, ...]] = {}
@@ -60,7 +60,7 @@ async def completion(state: State, call: Call) -> None:
 
 async def _body(state: State, call: Call, kind: type[Any]) -> Any:
     """The body; where there is no place for the request, it is not even read."""
-    state.limiter.check()
+    state.limiter.check(call.key)
     return await call.json(kind)
 
 
@@ -71,13 +71,23 @@ def _seconds(state: State, call: Call, request: Sampling) -> tuple[float, ApiErr
     return call.begin + most - time.perf_counter(), late
 
 
+def _gone() -> ApiError:
+    return ApiError(499, "client_closed", "the client has gone")
+
+
 async def _in_time(state: State, call: Call, request: Sampling, asking: Coroutine[Any, Any, Asked]) -> Asked:
+    """While it waits for a model, a template or a grammar, too, the client may leave and the time run out."""
     left, late = _seconds(state, call, request)
+    work, watch = asyncio.ensure_future(asking), asyncio.ensure_future(call.gone())
     try:
-        async with asyncio.timeout(left):
-            return await asking
-    except TimeoutError:
-        raise late from None
+        done, _ = await asyncio.wait({work, watch}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if work in done:
+            return work.result()
+        raise _gone() if watch in done else late
+    finally:
+        watch.cancel()
+        work.cancel()
+        work.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody waits for it
 
 
 @contextmanager
@@ -87,8 +97,7 @@ def _watched(state: State, call: Call, request: Sampling, asked: Asked) -> Itera
     left, late = _seconds(state, call, request)
     timer = asyncio.get_running_loop().call_later(left, link.abort, stream, late)
     watch = asyncio.ensure_future(call.gone())
-    gone = ApiError(499, "client_closed", "the client has gone")
-    watch.add_done_callback(lambda task: None if task.cancelled() else link.abort(stream, gone))
+    watch.add_done_callback(lambda task: None if task.cancelled() else link.abort(stream, _gone()))
     try:
         yield
     finally:
@@ -125,6 +134,13 @@ async def _answer(
             call.noted |= {"ttft_ms": round(1e3 * times.ttft_s, 1)}
 
 
+async def _made(pieces: Pieces, delta: Delta) -> list[Json]:
+    """What a delta makes; much of it beside the event loop."""
+    if len(delta.prompt_logprobs) > MANY_SCORES:
+        return await asyncio.to_thread(pieces, delta)
+    return pieces(delta)
+
+
 async def _whole(
     call: Call,
     request: Sampling,
@@ -137,11 +153,8 @@ async def _whole(
     while deltas := await answers.asked.stream.take():
         for delta in deltas:
             answers.count(delta)
-            times.tokens(len(delta.token_ids))
-            if len(delta.prompt_logprobs) > MANY_SCORES:
-                await asyncio.to_thread(pieces, delta)
-            else:
-                pieces(delta)
+            times.tokens(answers.index(delta), len(delta.token_ids))
+            await _made(pieces, delta)
     body = answers.head(kind) | {"choices": [choice.whole() for choice in choices], "usage": answers.usage}
     if request.return_settings:
         body["settings"] = answers.settings
@@ -163,8 +176,8 @@ async def _stream(
             data = bytearray()
             for delta in deltas:
                 answers.count(delta)
-                times.tokens(len(delta.token_ids))
-                for choice in pieces(delta):
+                times.tokens(answers.index(delta), len(delta.token_ids))
+                for choice in await _made(pieces, delta):
                     data += head + b',"choices":[' + encode(choice) + b"]"
                     if usage:
                         data += b',"usage":' + encode(answers.usage if always else None)

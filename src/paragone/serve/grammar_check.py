@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import sys
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class GrammarCheck:
 
     async def tried(self, asked: Wanted) -> str:
         """As `grammar`, beside the event loop. Raises ApiError (503) where too many wait already."""
+        check_size(asked.source, asked.param)
         if hashlib.sha256(_line(asked)).digest() in self._known:
             return self.grammar(asked)
         if self._waiting >= limits.GRAMMARS_WAITING:
@@ -117,11 +119,12 @@ class GrammarCheck:
             raise ApiError(400, "grammar_too_complex", message, asked.param)
         key = hashlib.sha256(line).digest()
         found = self._known.get(key)
-        if found is None:
+        if found is None or time.monotonic() > float(found.get("until", "inf")):
             try:
                 found = json.loads(self.process.ask(line))
             except (TookTooLong, ProcessEnded) as err:
-                found = {"limit": str(err)}
+                # On a busy machine time runs out, or memory, without the grammar's fault.
+                found = {"limit": str(err), "until": str(time.monotonic() + limits.GRAMMAR_LIMIT_SECONDS)}
         self._remember(key, found)
         if "grammar" in found:
             return str(found["grammar"])
@@ -137,6 +140,22 @@ class GrammarCheck:
         while len(self._known) > limits.GRAMMARS or self._held > limits.GRAMMAR_CACHE_BYTES:
             _, old = self._known.popitem(last=False)
             self._held -= _size(old)
+
+
+def check_size(source: Any, param: str) -> None:
+    """Raises ApiError where a grammar is too large, before anything is made of it."""
+    left, waiting = limits.GRAMMAR_BYTES, [source]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        left -= len(value) if isinstance(value, str) else 1
+        if left < 0 or len(waiting) > limits.GRAMMAR_BYTES:
+            message = f"{param} is larger than {limits.GRAMMAR_BYTES} bytes"
+            raise ApiError(400, "grammar_too_complex", message, param)
 
 
 def _line(asked: Wanted) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import llguidance as llg
 from llguidance.gbnf_to_lark import any_to_lark
 
-ALONE_SECONDS = 10
+ALONE_SECONDS = 4
 # Compact JSON: a small model that may write any white space often writes nothing else.
 COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 

@@ -42,14 +42,16 @@ class Limiter:
         self._accounts: dict[str, _Account] = {}
         self._left: deque[float] = deque(maxlen=LEFT)
 
-    def check(self) -> None:
-        """Raises ApiError (503) where no request would be taken now."""
+    def check(self, key: Key | None) -> None:
+        """Raises ApiError (503, 429) where no request of a key would be taken now."""
         if self.draining:
             error = overloaded("the server is being stopped")
             error.headers |= {"Connection": "close"}
             raise error
         if self.inside >= self.most:
             raise self._full(f"{self.inside} requests are inside already, which is all that fit")
+        if key is not None:
+            self._check_key(key)
 
     def _full(self, what: str) -> ApiError:
         """Who comes back before half of those inside have left is refused again, most likely, and that costs
@@ -66,8 +68,11 @@ class Limiter:
     def admitted(self, key: Key | None) -> Iterator[None]:
         """A place for a request, as long as the context lasts. Raises ApiError (503, 429) where there is
         none."""
-        self.check()
-        account = None if key is None else self._enter(key)
+        self.check(key)
+        account = None if key is None else self._account(key)
+        if account is not None:
+            account.starts.append(time.monotonic())
+            account.running += 1
         self.inside += 1
         try:
             yield
@@ -77,22 +82,25 @@ class Limiter:
             if account is not None:
                 account.running -= 1
 
-    def _enter(self, key: Key) -> _Account:
-        now = time.monotonic()
-        account = self._accounts.setdefault(key.id, _Account())
+    def _account(self, key: Key) -> _Account:
+        return self._accounts.setdefault(key.id, _Account())
+
+    def _check_key(self, key: Key) -> None:
+        now, account = time.monotonic(), self._account(key)
         account.forget(now)
         if key.concurrent is not None and account.running >= key.concurrent:
             raise _too_many(f"this key may have {key.concurrent} requests at once", 1)
         if key.requests_per_minute is not None and len(account.starts) >= key.requests_per_minute:
             wait = MINUTE_S - (now - account.starts[0])
             raise _too_many(f"this key may ask {key.requests_per_minute} times a minute", wait)
+        self._check_tokens(key, account, now)
+
+    @staticmethod
+    def _check_tokens(key: Key, account: _Account, now: float) -> None:
         used = account.token_sum + account.reserved
         if key.tokens_per_minute is not None and used >= key.tokens_per_minute:
             wait = MINUTE_S - (now - account.tokens[0][0]) if account.tokens else 1.0
             raise _too_many(f"this key may use {key.tokens_per_minute} tokens a minute", wait)
-        account.starts.append(now)
-        account.running += 1
-        return account
 
     @contextmanager
     def places(self, more: int, param: str) -> Iterator[None]:
@@ -111,9 +119,11 @@ class Limiter:
 
     @contextmanager
     def reserved(self, key: Key | None, tokens: int) -> Iterator[None]:
-        """Tokens that a request may use, counted against its key's limit until it has ended."""
-        account = None if key is None else self._accounts.setdefault(key.id, _Account())
-        if account is not None:
+        """Tokens that a request may use, counted against its key's limit until it has ended. Raises ApiError
+        (429) where others that came at the same time have reserved all."""
+        account = None if key is None else self._account(key)
+        if key is not None and account is not None:
+            self._check_tokens(key, account, time.monotonic())
             account.reserved += tokens
         try:
             yield
@@ -125,7 +135,7 @@ class Limiter:
         """What a request has used, when it ends."""
         if key is None:
             return
-        account = self._accounts.setdefault(key.id, _Account())
+        account = self._account(key)
         tokens = prompt_tokens + completion_tokens
         account.tokens.append((time.monotonic(), tokens))
         account.token_sum += tokens

@@ -15,6 +15,7 @@ from paragone.serve.logs import Log
 from paragone.serve.messages import (
     TOO_COMPLEX,
     Abort,
+    Aborted,
     Begun,
     Delta,
     Frames,
@@ -95,6 +96,7 @@ class EngineLink(asyncio.Protocol):
         self.on_up: Callable[[], None] = lambda: None
         self.on_given_up: Callable[[], None] = lambda: None
         self.streams: dict[int, Stream] = {}
+        self._ending: set[int] = set()  # requests that the engine was told to end, and did not say it has
         self.restarts = 0
         self.up = False  # there is a process; it may still be starting
         self.alive = False  # it has spoken
@@ -156,6 +158,8 @@ class EngineLink(asyncio.Protocol):
             if stream is not None:
                 param = stream.grammar_param if message.kind == "GrammarTooComplex" else None
                 self.abort(stream, api_error(message.kind, message.error, param))
+        elif isinstance(message, Aborted):
+            self._ending.discard(message.request)
         elif not isinstance(message, Begun):
             self.on_loaded(message)
 
@@ -176,6 +180,7 @@ class EngineLink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's interface
         self._transport, self.up, self.alive = None, False, False
         failed, self.streams = set(self.streams.values()), {}
+        self._ending.clear()
         for stream in failed:
             stream.fail(
                 ApiError(500, "engine_error", "the engine's process ended; it is being started again")
@@ -211,11 +216,11 @@ class EngineLink(asyncio.Protocol):
         return None if self._engine is None else self._engine.process.wait()
 
     async def _watch(self) -> None:
-        """Kills a process that says nothing though it has work."""
+        """Kills a process that says nothing though it has work, or was told that it has none any more."""
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
             now = time.monotonic()
-            if not self.streams:
+            if not self.streams and not self._ending:
                 self._heard = now
             elif now - self._heard > self.step_seconds and self.up:
                 self.log.event("engine_hangs", level="error", seconds=round(now - self._heard, 1))
@@ -250,7 +255,7 @@ class EngineLink(asyncio.Protocol):
         engine."""
         if not self.up:
             raise engine_unavailable()
-        if not self.streams:
+        if not self.streams and not self._ending:
             self._heard = time.monotonic()
         stream = Stream(answers * len(prompts), grammar_param)
         for place, ids in enumerate(prompts):
@@ -264,6 +269,7 @@ class EngineLink(asyncio.Protocol):
         """Ends a stream's requests now, for whoever still waits for it with an error."""
         for number in self._forget(stream):
             self._tell(Abort(number))
+            self._ending.add(number)
         if error is not None:
             stream.fail(error)
         stream.ended = True

@@ -59,6 +59,12 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
     request: int
 
 
+class Aborted(msgspec.Struct, tag=True, frozen=True):
+    """A request that was to end has ended, whether or not there was anything of it."""
+
+    request: int
+
+
 class Begun(msgspec.Struct, tag=True, frozen=True):
     """The engine's process has begun. Comes once, before all else."""
 
@@ -130,7 +136,7 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 ToEngine = Load | Unload | Submit | Abort
-FromEngine = Begun | Loaded | LoadFailed | Step | Refused
+FromEngine = Begun | Loaded | LoadFailed | Step | Refused | Aborted
 
 _encoder = msgspec.msgpack.Encoder()
 

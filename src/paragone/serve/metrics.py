@@ -104,28 +104,30 @@ class RequestTimes:
 
     def __init__(self, metrics: Metrics, model: str, begin: float) -> None:
         self._metrics, self._model = metrics, model
-        self._between = metrics.between.labels(model)
-        self.begin = self._last = begin
+        self._between, self._generated = metrics.between.labels(model), metrics.generated.labels(model)
+        self.begin = begin
+        self._last: dict[int, float] = {}  # of each answer
         self.ttft_s: float | None = None
 
-    def tokens(self, count: int) -> None:
-        """So many tokens have come now."""
+    def tokens(self, answer: int, count: int) -> None:
+        """So many tokens of one of its answers have come now."""
         if not count:
             return
         now = time.perf_counter()
+        self._generated.inc(count)
         if self.ttft_s is None:
             self.ttft_s = now - self.begin
             self._metrics.ttft.labels(self._model).observe(self.ttft_s)
-        else:
-            self._between.observe(now - self._last)
-        self._last = now
+        if answer in self._last:
+            for _ in range(count):  # they were made one after the other, and have come together
+                self._between.observe((now - self._last[answer]) / count)
+        self._last[answer] = now
 
     def done(self, prompt_tokens: int, completion_tokens: int, reasons: list[str]) -> None:
         """The request has ended."""
         metrics, model = self._metrics, self._model
         metrics.whole.labels(model).observe(time.perf_counter() - self.begin)
         metrics.prompt.labels(model).inc(prompt_tokens)
-        metrics.generated.labels(model).inc(completion_tokens)
         metrics.prompt_size.labels(model).observe(prompt_tokens)
         metrics.answer_size.labels(model).observe(completion_tokens)
         for reason in reasons:

@@ -37,6 +37,7 @@ class ServedModel:
     tokenizer: Tokenizer | None = None
     context: int = 0
     vocab_size: int = 0
+    cache_bytes: int = 0  # that were asked for, or that one context takes
     bytes: int = 0  # of weights and cache
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tools: ToolFormat = GENERIC
@@ -112,8 +113,8 @@ class Models:
         known_format(tokenizer, model.known_as)
         model.context = min(spec.max_position_embeddings, self._max_len or spec.max_position_embeddings)
         model.vocab_size = spec.vocab_size
-        cache = self._options.get("kv_cache_bytes") or spec.kv_bytes(model.context, 2)
-        model.bytes = estimate_bytes(spec, precision, tensors) + int(cache)
+        model.cache_bytes = int(self._options.get("kv_cache_bytes") or spec.kv_bytes(model.context, 2))
+        model.bytes = estimate_bytes(spec, precision, tensors) + model.cache_bytes
         model.defaults = file_settings(checkpoint)
         model.tools = format_of(tokenizer.chat_template)
         model.tokenizer = tokenizer
@@ -161,6 +162,9 @@ class Models:
 
     def _begin(self, model: ServedModel) -> None:
         model.loading = model.loading or self._promise()
+        options = self._options
+        if self._memory is not None:  # without it an engine takes a share of what the machine has
+            options = options | {"kv_cache_bytes": model.cache_bytes}
         self.link.load(
             Load(
                 model.name,
@@ -169,7 +173,7 @@ class Models:
                 model.precision,
                 self._max_len,
                 self._keep_packed,
-                self._options,
+                options,
             )
         )
 
@@ -182,10 +186,10 @@ class Models:
         free = available_memory_bytes() - sum(m.bytes for m in have if m.loading is not None)
         if self._memory is not None:
             free = self._memory - sum(m.bytes for m in have)
+        if wanted.bytes > free + sum(m.bytes for m in idle):  # unloading them all would not be enough
+            message = f"model {wanted.name} needs {wanted.bytes / 1e9:.1f} GB beside those in use"
+            raise ApiError(503, "out_of_memory", message, headers={"Retry-After": "10"})
         while wanted.bytes > free:
-            if not idle:
-                message = f"model {wanted.name} needs {wanted.bytes / 1e9:.1f} GB beside those in use"
-                raise ApiError(503, "out_of_memory", message, headers={"Retry-After": "10"})
             gone = idle.pop(0)
             gone.loaded = None
             free += gone.bytes

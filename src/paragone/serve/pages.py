@@ -109,6 +109,7 @@ async def machine(state: State, call: Call) -> None:
 
 async def tokenize(state: State, call: Call) -> None:
     """Token ids of a text or a conversation."""
+    state.limiter.check(call.key)
     request = await call.json(TokenizeRequest)
     if (request.prompt is None) == (request.messages is None):
         raise ApiError(400, "invalid_value", "give either prompt or messages", "prompt")
@@ -131,6 +132,7 @@ def _strings(model: ServedModel, ids: list[int]) -> list[str]:
 
 async def detokenize(state: State, call: Call) -> None:
     """The text of token ids."""
+    state.limiter.check(call.key)
     request = await call.json(DetokenizeRequest)
     with state.limiter.admitted(call.key):
         found = await state.models.described(request.model)
@@ -148,6 +150,7 @@ def _text(model: ServedModel, ids: list[int]) -> str:
 
 async def render(state: State, call: Call) -> None:
     """What the model would see of a conversation, exactly."""
+    state.limiter.check(call.key)
     request = await call.json(RenderRequest)
     with state.limiter.admitted(call.key):
         found = await state.models.described(request.model)

@@ -2,6 +2,7 @@
 how many connections there are."""
 
 import asyncio
+import re
 from typing import Any
 
 import msgspec
@@ -9,6 +10,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from paragone import limits
 from paragone.serve.errors import ApiError
+
+UPGRADE = b"upgrade:"
+_UPGRADE = re.compile(rb"^upgrade(?=:)", re.IGNORECASE | re.MULTILINE)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -20,7 +24,10 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_bytes = 0
         self._in_head = True
+        self._expects_head = True
+        self._held = b""  # the beginning of a line that may become an Upgrade header
         self._refused = False
+        self._deaf = False  # what comes after a request that is being answered is not heard
         self._timer: asyncio.TimerHandle | None = None  # for a head, or for what is left of a body
         self._unread: asyncio.TimerHandle | None = None  # for a client that does not read its answer
 
@@ -56,8 +63,10 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self._deaf:
             return
+        if self._expects_head:
+            data = self._without_upgrade(data)
         super().data_received(data)
         idle = self.cycle is None or self.cycle.response_complete
         if idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
@@ -67,13 +76,32 @@ class GuardedProtocol(HttpToolsProtocol):
             if self._head_bytes > limits.HEADER_BYTES:
                 self._refuse_large_head()
 
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """The same with Upgrade headers under another name. A client that would rather speak HTTP/2 (Java's
+        offers it with every request) is answered in HTTP/1.1, but the parser takes no body after such an
+        offer."""
+        head, end, rest = (self._held + data).partition(b"\r\n\r\n")
+        self._held = b""
+        begun = head[head.rfind(b"\n") + 1 :]
+        if not end and begun and UPGRADE.startswith(begun.lower()):
+            head, self._held = head[: -len(begun)], begun
+        return _UPGRADE.sub(b"x-upgrade", head) + end + rest
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
         self._await_head()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        if self._deaf:
+            return
+        self._in_head = self._expects_head = False
+        if self.cycle is not None and not self.cycle.response_complete:
+            # A request behind one that is being answered. Whoever waits would have to stop listening to the
+            # client, and not hear that it leaves: the connection is closed behind the answer instead.
+            self._deaf, self.cycle.keep_alive = True, False
+            self._stop_timer()
+            return
         self._stop_timer()
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > limits.HEADER_BYTES:
@@ -82,7 +110,7 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self._refused:
+        if self._refused or self._deaf:
             return
         if self.cycle.response_complete and self._timer is None:
             # Nobody wants the rest, but a client that is still sending would not see the answer if the
@@ -92,7 +120,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._stop_timer()
-        if not self._refused:
+        if not self._refused and not self._deaf:
+            self._expects_head = True
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 -- uvicorn's interface

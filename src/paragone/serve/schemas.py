@@ -144,7 +144,11 @@ class ChatMessage(Struct, forbid_unknown_fields=True, kw_only=True):
     name: Label | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=limits.TOOLS)] | None = None
     tool_call_id: Label | None = None
-    refusal: Text | None = None  # what an answer of ours brought may be sent back
+    # What an answer brought may be sent back, with the fields that OpenAI's package adds to it.
+    refusal: Text | None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
 
 
 class Function(Struct, forbid_unknown_fields=True, kw_only=True):

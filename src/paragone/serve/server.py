@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 import re
@@ -174,6 +175,10 @@ class Service(uvicorn.Server):
             state.log.event(
                 "listening", url=f"{scheme}://{shown}:{port}", models=[m.name for m in state.models]
             )
+            if self.settings.certificate:  # uvicorn has no word for it, and a minute is long
+                loop.create_server = functools.partial(  # type: ignore[method-assign]
+                    loop.create_server, ssl_handshake_timeout=limits.HEADER_SECONDS
+                )
             await self.serve(sockets)
         finally:
             for task in self._tasks:

@@ -4,7 +4,7 @@ A model's file is its generation_config.json, or the `general.sampling.*` keys o
 taken from anywhere else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,15 @@ def file_settings(checkpoint: Checkpoint) -> dict[str, Any]:
     return out
 
 
-def resolve(request: Sampling, from_file: Mapping[str, Any], prompt_tokens: int, context: int) -> Settings:
-    """Raises ApiError naming the field where a value cannot be used."""
+def resolve(
+    request: Sampling,
+    from_file: Mapping[str, Any],
+    prompt_tokens: int,
+    context: int,
+    format_stop: Sequence[str] = (),
+) -> Settings:
+    """`format_stop` are texts that end an answer in the conversation's format. Raises ApiError naming the
+    field where a value cannot be used."""
     origins: dict[str, tuple[Any, str]] = {}
     for field, default in DEFAULTS.items():
         asked = getattr(request, field)
@@ -93,13 +100,14 @@ def resolve(request: Sampling, from_file: Mapping[str, Any], prompt_tokens: int,
         origins["temperature"] = 0.0, origins["temperature"][1]
     room = max(context - prompt_tokens, 1)
     most = _most_tokens(request)
-    origins["max_tokens"] = (room, "context") if most is None else (min(max(most, 1), room), "request")
+    origins["max_tokens"] = (room, "context") if most is None or most > room else (most, "request")
     if most is None and isinstance(request, CompletionRequest):
         origins["max_tokens"] = min(COMPLETION_TOKENS, room), "default"
     stop = () if request.stop is None else (request.stop,) if isinstance(request.stop, str) else request.stop
     values = {name: value for name, (value, _) in origins.items()}
     show_special = not values.pop("skip_special_tokens")
     values |= {
+        "max_tokens": max(values["max_tokens"], 1),  # of none the prompt's log-probabilities are wanted
         "stop": tuple(stop),
         "stop_token_ids": tuple(request.stop_token_ids or ()),
         "seed": None if request.seed is None else request.seed % (1 << 63),
@@ -111,6 +119,8 @@ def resolve(request: Sampling, from_file: Mapping[str, Any], prompt_tokens: int,
     for field in ("stop", "stop_token_ids", "seed", "logit_bias", "allowed_token_ids"):
         if getattr(request, field) is not None:
             origins[field] = getattr(request, field), "request"
+    if format_stop:
+        origins["format_stop"] = list(format_stop), "prompt format"
     try:
         params = SamplingParams(**values)
     except ParagoneError as err:

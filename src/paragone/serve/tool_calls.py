@@ -2,7 +2,6 @@
 given out as text: nothing of an answer is ever lost."""
 
 import json
-import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +138,7 @@ class ToolParser:
         if call.name is not None and not call.announced:
             call.announced, call.index, self._opening = True, self.count, ""
             self.count += 1
-            events.append(Called(call.index, call.take(), call.name, f"call_{uuid.uuid4().hex[:24]}"))
+            events.append(Called(call.index, call.take(), call.name, self._form.new_id()))
         elif call.announced and (more := call.take()):
             events.append(Called(call.index, more))
         if call.lacks_arguments():

@@ -5,10 +5,11 @@
 | hermes (Qwen 2.5 and 3, Hermes) | `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` |
 | mistral | `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`, later `[TOOL_CALLS]name[ARGS]{...}` |
 | llama3 (Llama 3.1 to 3.3) | `{"name": ..., "parameters": {...}}`, perhaps behind `<|python_tag|>` |
-| generic | as hermes, told in a system message, for models whose template knows no tools |
+| generic | as hermes, told in a message, for models whose template knows no tools |
 """
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ from paragone.text.chat import Message
 class ToolFormat:
     """`begin` opens calls and `end` closes each (empty: they end with the answer); `bare` where a call may
     also begin with a brace alone; `arguments` is the key that they are under; `listed` where they stand in a
-    list; `told` where a system message has to say how."""
+    list; `told` where a message has to say how; `id_chars` where a call's id has so many letters and
+    digits."""
 
     name: str
     begin: str
@@ -29,10 +31,22 @@ class ToolFormat:
     bare: bool = False
     listed: bool = False
     told: bool = False
+    id_chars: int | None = None
+
+    def new_id(self) -> str:
+        """For a call."""
+        return f"call_{uuid.uuid4().hex[:24]}" if self.id_chars is None else uuid.uuid4().hex[: self.id_chars]
+
+    def known_id(self, given: str) -> str:
+        """An id as the model's template takes it: a call's and its answer's stay the same."""
+        if self.id_chars is None:
+            return given
+        plain = "".join(c for c in given if c.isascii() and c.isalnum())
+        return plain[-self.id_chars :].rjust(self.id_chars, "0")
 
 
 HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>")
-MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", "", listed=True)
+MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", "", listed=True, id_chars=9)
 LLAMA3 = ToolFormat("llama3", "<|python_tag|>", "", arguments="parameters", bare=True)
 GENERIC = ToolFormat("generic", "<tool_call>", "</tool_call>", told=True)
 
@@ -57,18 +71,47 @@ def format_of(template: str | None) -> ToolFormat:
 
 
 def with_tools(
-    form: ToolFormat, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    form: ToolFormat,
+    messages: Sequence[Message],
+    tools: Sequence[dict[str, Any]],
+    *,
+    system: bool = True,
 ) -> list[Message]:
-    """The conversation as it goes to the template, which gets the tools, too, where it knows them."""
+    """The conversation as it goes to the template, which gets the tools, too, where it knows them. `system`:
+    it takes messages of the system; without, the user's first words are preceded by what has to be said."""
     if not form.told:
-        return list(messages)
+        return [_with_known_ids(form, message) for message in messages]
     text = INSTRUCTIONS.format(tools="\n".join(json.dumps(t["function"]) for t in tools)) if tools else ""
-    told = [_told(message) for message in messages]
+    told = _joined([_told(message) for message in messages])
     if not text:
         return told
     if told[0]["role"] == "system":
         return [{"role": "system", "content": f"{told[0]['content']}\n\n{text}"}, *told[1:]]
-    return [{"role": "system", "content": text}, *told]
+    if system:
+        return [{"role": "system", "content": text}, *told]
+    if told[0]["role"] == "user":
+        return [{"role": "user", "content": f"{text}\n\n{told[0]['content']}"}, *told[1:]]
+    return [{"role": "user", "content": text}, *told]
+
+
+def _with_known_ids(form: ToolFormat, message: Message) -> Message:
+    out = message.copy()
+    if "tool_call_id" in out:
+        out["tool_call_id"] = form.known_id(out["tool_call_id"])
+    if "tool_calls" in out:
+        out["tool_calls"] = [call | {"id": form.known_id(call["id"])} for call in out["tool_calls"]]
+    return out
+
+
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """Turns of a user that follow each other are one: templates may ask that roles take turns."""
+    out: list[Message] = []
+    for message in messages:
+        if out and message["role"] == out[-1]["role"] == "user":
+            out[-1] = out[-1] | {"content": f"{out[-1]['content']}\n{message['content']}"}
+        else:
+            out.append(message)
+    return out
 
 
 def _told(message: Message) -> Message:

@@ -26,6 +26,7 @@ from paragone.errors import MalformedData, message_of
 from paragone.serve.gather import Gathered, interval
 from paragone.serve.messages import (
     Abort,
+    Aborted,
     Begun,
     Delta,
     Frames,
@@ -120,6 +121,7 @@ class Worker:
             self._submit(message)
         elif isinstance(message, Abort):
             self._abort(message.request)
+            self._send(Aborted(message.request))
         elif isinstance(message, Load):
             self._loader.submit(self._later, lambda: self._load(message))
         elif isinstance(message, Unload):
