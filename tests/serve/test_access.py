@@ -95,6 +95,24 @@ def test_no_host_and_no_path_goes_around_it(guarded, host):
         assert status in (400, 401) or (status == 200 and b'"status":"ok"' in answer), (path, answer[:200])
 
 
+def test_no_key_with_any_host_on_any_route(guarded):
+    """Every route with every way to have no key, under every name."""
+    server, key, _, _ = guarded
+    count = 0
+    for route in ROUTES:
+        path, body = route.path.replace("{model}", "tiny"), b"{}" if route.body else b""
+        with contextlib.closing(server.connect()) as connection:
+            for headers in forms(key).values():
+                for host in HOSTS:
+                    sent = {"Host": host, "Content-Type": "application/json"} | headers
+                    connection.request(route.method, path, body, sent)
+                    found = connection.getresponse()
+                    found.read()
+                    assert found.status == (200 if route.open else 401), (path, headers, host)
+                    count += 1
+    assert count == len(ROUTES) * 12 * len(HOSTS)
+
+
 def test_a_browser_may_ask_its_user(guarded):
     server, key, _, _ = guarded
     page = server.ask("GET", "/", headers={"Authorization": ""})

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import random
 import time
 from types import SimpleNamespace
 
@@ -180,6 +181,17 @@ def test_a_prompt_that_does_not_fit(server, length):
         assert (found.status, found.error["code"]) == (400, "context_length_exceeded")
         assert str(length) in found.error["message"]
         assert "1024" in found.error["message"]
+
+
+def test_five_hundred_prompts_that_do_not_fit(server):
+    """By one token or by many; the engine sees none of them."""
+    rng, steps = random.Random(1), server.machine()["models"][0]["step_ms"]
+    for _ in range(500):
+        length = rng.choice((rng.randint(1024, 1100), rng.randint(1024, 20_000)))
+        found = server.complete([rng.randrange(256)] * length)
+        assert (found.status, found.error["code"]) == (400, "context_length_exceeded")
+        assert str(length) in found.error["message"]
+    assert server.machine()["models"][0]["step_ms"] == steps
 
 
 def test_a_text_that_does_not_fit_is_refused_before_it_is_encoded(server):

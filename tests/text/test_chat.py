@@ -11,6 +11,7 @@ import pytest
 from paragone.errors import BadConfiguration, TemplateError, TemplateLimit, UsageError
 from paragone.text.chat import MARK, RENDERER, encode_chat, render_chat
 from paragone.text.chat import split_special as split
+from paragone.text.formats import use_format
 
 USER = [{"role": "user", "content": "Hi"}]
 CONVERSATION = [
@@ -42,17 +43,29 @@ def test_text_and_ids_equal_the_reference(smollm2_tokenizer, messages):
     assert ids == by_hand
 
 
-def test_special_tokens_in_messages_never_become_control_tokens(smollm2_tokenizer):
-    rng = random.Random(0)
-    names = list(smollm2_tokenizer.special)
-    plain = [i for i in encode_chat(smollm2_tokenizer, USER) if smollm2_tokenizer.is_special(i)]
-    for _ in range(300):
-        evil = "".join(
-            rng.choice([*names, " ", "x", MARK, "<|im_", "end|>"]) for _ in range(rng.randrange(1, 6))
-        )
-        ids = encode_chat(smollm2_tokenizer, [{"role": "user", "content": evil}])
-        assert [i for i in ids if smollm2_tokenizer.is_special(i)] == plain, evil
-        assert evil.replace(MARK, "") in smollm2_tokenizer.decode(ids, skip_special=False)
+@pytest.mark.parametrize(("which", "count"), [("smollm2_tokenizer", 100), ("gemma3_tokenizer", 4)])
+def test_special_tokens_in_messages_never_become_control_tokens(which, count, request):
+    """Five thousand texts, in conversations of fifty. (Gemma's six thousand control tokens take longer.)"""
+    tokenizer, rng = replace(request.getfixturevalue(which)), random.Random(0)
+    if tokenizer.chat_template is None:
+        use_format(tokenizer, "gemma")
+    names, used = sorted(tokenizer.special), set()
+    parts = [*names, " ", "x", MARK, "<|im_", "end|>", "<start_of", "_turn>"]
+    for _ in range(count):
+        turns = [[rng.choice(parts) for _ in range(rng.randrange(1, 6))] for _ in range(50)]
+        used |= {part for turn in turns for part in turn}
+        roles = [("user", "assistant")[n % 2] for n in range(50)]
+
+        def asked(texts, roles=roles):
+            return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+
+        evil = ["x" + "".join(turn) + "x" for turn in turns]
+        ids = encode_chat(tokenizer, asked(evil))
+        plain = encode_chat(tokenizer, asked(["x"] * 50))
+        assert [i for i in ids if tokenizer.is_special(i)] == [i for i in plain if tokenizer.is_special(i)]
+        text = tokenizer.decode(ids, skip_special=False)
+        assert all(turn.replace(MARK, "") in text for turn in evil)
+    assert used >= set(names) or len(used) > 400
 
 
 @pytest.mark.parametrize("between", ["", " ", "<|", "|>"])

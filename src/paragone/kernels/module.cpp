@@ -92,9 +92,15 @@ void run_head(Plan& plan, int threads, long T, uintptr_t x, bool deterministic, 
 }
 
 void pack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float unit, long first, long count,
-          uintptr_t codes, uintptr_t scales, uintptr_t minima) {
-    Packing{at<uint8_t>(panels), D, bits, has_minimum, fine, unit}.put(first, count, at<uint8_t>(codes),
-                                                                      at<float>(scales), at<float>(minima));
+          uintptr_t codes, uintptr_t scales, uintptr_t minima, int threads) {
+    Packing packing{at<uint8_t>(panels), D, bits, has_minimum, fine, unit};
+    long groups = fine ? (D + 15) / 16 : (D + 31) / 32;
+    Team& team = Team::shared();
+    team.run(threads, [&](int) {
+        for (long row; (row = team.next() * 16) < count;)
+            packing.put(first + row, std::min(16L, count - row), at<uint8_t>(codes) + row * D,
+                        at<float>(scales) + row * groups, has_minimum ? at<float>(minima) + row * groups : nullptr);
+    });
 }
 
 // Rows order[0], order[1], ... of a matrix in bfloat16 become panels `first` and on, whose lists begin with outlier

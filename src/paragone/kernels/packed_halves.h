@@ -1,5 +1,6 @@
 // Products of packed weights with few registers: a quad of each row at a time passes all tokens of a tile.
 //
+// AVX2 is here with VNNI, too, which adds four products of bytes up (QUADS), for it has as few registers as without.
 // Before VNNI, instructions add two products of bytes up in 16 bits, and saturate. Of codes of four bits 32 products of
 // at most 15 * 127 still fit into 16 bits: the sums of a scale are widened only once. Of codes of eight bits two fit
 // where signs are the inputs' own: the size of a code, of up to 128, times what is left of the input.

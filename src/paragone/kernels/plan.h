@@ -142,7 +142,7 @@ class Op {
     virtual bool waits() const { return false; }
     // Buffers that were filled before an operation that waits and are read from there on.
     virtual std::vector<int> kept() const { return {}; }
-    // So many rows of a thread's own, of two threads, are worth reading its weights once more for them.
+    // How many rows each of two threads has at least where it pays that both read all of its weights.
     virtual long enough() const { return 1; }
 };
 

@@ -42,9 +42,10 @@ struct Compressed {
     long rows, D;
 };
 
-// Sixty-four activations of a token in eight bits: x = scale * code, a scale for every 32; of the first 16 of them and
-// of all, the sum of the codes times their scale, times -8 and times -128. Tokens are runs of such blocks, D padded
-// with zeros.
+// Sixty-four activations of a token in eight bits, as two of ggml's block_q8_1: x = scale * code, a scale for every 32;
+// of the first 16 of them and of all, the sum of the codes times their scale (`totals`, for weights with minima), and
+// times -8 and -128: what sums of products begin with where the weights' codes mean zero at 8 or 128. Tokens are runs
+// of such blocks, D padded with zeros.
 struct alignas(64) Quantised {
     int8_t codes[64];
     float scales[2], totals[4];

@@ -108,7 +108,7 @@ class PackedMatrix:
         p = self.packing
         native.pack(
             self.panels.data_ptr(), self.width, p.bits, p.has_minimum, p.fine, p.unit, first, len(codes),
-            codes.data_ptr(), scale.data_ptr(), 0 if minimum is None else minimum.data_ptr(),
+            codes.data_ptr(), scale.data_ptr(), 0 if minimum is None else minimum.data_ptr(), threads(),
         )  # fmt: skip
 
     def repack(self, first: int, kind: str, raw: int, order: NDArray[np.int64]) -> bool:
