@@ -70,20 +70,27 @@ def files() -> dict[str, tuple[Path, str]]:
     return out
 
 
+class Noted(dict[str, Measured]):
+    """What is measured, told at once: it is not lost, whatever becomes of the rest."""
+
+    def __setitem__(self, name: str, figures: Measured) -> None:
+        super().__setitem__(name, figures)
+        print(json.dumps({name: figures}), file=sys.stderr, flush=True)
+
+
 def rounds_of(count: int) -> list[dict[str, Measured]]:
     found: list[dict[str, Measured]] = []
     llama, vllm = interpreter("llamacpp"), interpreter("vllm")
     for number in range(count):
-        measured: dict[str, Measured] = {}
+        print(f"round {number + 1} of {count}", file=sys.stderr)
+        measured = Noted()
         for name, (path, precision) in files().items():
-            print(f"round {number + 1} of {count}: {name}", file=sys.stderr)
             longest = "512" if name == LARGE else "4096"
             measured[f"Paragone {name}"] = json.loads(
                 run(sys.executable, "own_kernels.py", "speed", path, precision, longest)[1]
             )
             peer = run(llama, "peer_llamacpp.py", "speed", path, longest)[1]
             measured[f"llama.cpp {name}"] = json.loads(peer)
-        print(f"round {number + 1} of {count}: vLLM", file=sys.stderr)
         path, precision = files()["Q4_0"]
         equal = run(sys.executable, "own_kernels.py", "throughput", path, precision)[1]
         measured[EQUAL_REQUESTS] = json.loads(equal)
@@ -95,7 +102,6 @@ def rounds_of(count: int) -> list[dict[str, Measured]]:
             "vLLM": warm_start(vllm, "peer_vllm.py", "start", exported()),
         }
         found.append(measured)
-        print(json.dumps(measured), file=sys.stderr)  # not lost, whatever becomes of the next rounds
     return found
 
 
