@@ -55,7 +55,7 @@ sanitize: $(VENV)/dev  ## the kernels' tests under AddressSanitizer and Undefine
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PARAGONE_NATIVE=$$(ls $(SANITIZED)/_native*.so) \
 		$(BIN)/python -m pytest -p no:cacheprovider tests/ops \
-		tests/engine/test_plans.py -k "not test_every_level and not real_model"
+		tests/engine/test_plans.py -k "not real_model"
 
 peers: $(VENV)/run  ## environments of the peers to measure beside, under the cache folder
 	$(BIN)/python -m benchmarks.peers transformers

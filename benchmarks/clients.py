@@ -231,7 +231,10 @@ def write(outputs: dict[str, str], port: int) -> None:
         for ours, theirs in known.items():
             shown = shown.replace(ours, theirs)
         sections.append(f"## {name}\n\n```\n{shown}\n```\n")
-    head = "What they print against `paragone serve` with SmolLM2-135M; `make clients`."
+    head = (
+        "What they print against `paragone serve` with SmolLM2-135M; `make clients`. It shows that they work; how\n"
+        "fast the server is stands in [performance.md](performance.md)."
+    )
     PAGE.write_text("\n".join(["# Clients as they are", "", head, "", *sections]))
 
 
@@ -250,7 +253,7 @@ def main(names: list[str]) -> int:
             except (RuntimeError, subprocess.CalledProcessError) as err:
                 failed += 1
                 print(f"FAILED: {err}", flush=True)
-    if writes:
+    if writes and not names:  # the page has all of them
         write(outputs, port)
     print(json.dumps({"clients": len(names) or len(CLIENTS), "failed": failed}))
     return 1 if failed else 0

@@ -1,12 +1,19 @@
 """Which models a server has in memory, without a server."""
 
+import asyncio
+import json
+import random
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from paragone.serve.call import decode
 from paragone.serve.errors import ApiError
 from paragone.serve.models import Models, ServedModel
+from paragone.serve.schemas import CompletionRequest
 
 
 @pytest.fixture
@@ -53,9 +60,31 @@ def test_a_limit_of_memory_bounds_the_cache_too(link, memory, cache):
     async def begin():
         held._begin(wanted)
 
-    import asyncio
-
     asyncio.run(begin())
     (load,) = link.loads
     assert load.options.get("kv_cache_bytes") == cache
     assert load.options["max_num_seqs"] == 4
+
+
+PIECES = ["..", ".", "/", "\\", "a", "b", "%2e%2e", "%00", "\0", "C:", "//host/share", "~", "é", "．．", "／", "etc", "passwd",
+          "-", "_", "\n", " ", "CON", "a" * 130, "\u202e", "${HOME}", "`id`", "file:", "hf:", "?", "#"]  # fmt: skip
+
+
+def test_no_name_of_a_hundred_thousand_leads_to_a_file(link):
+    """A name is looked up among those that are served, and nothing else is done with it."""
+    held, _ = models(link, {"a": 1, "b": 1})
+    rng, opened, watching, taken = random.Random(3), [], True, 0
+    sys.addaudithook(lambda event, args: opened.append(args) if watching and event == "open" else None)
+    for _ in range(100_000):
+        name = "".join(rng.choice(PIECES) for _ in range(rng.randint(1, 4)))
+        try:
+            request = decode(json.dumps({"model": name, "prompt": "x"}).encode(), CompletionRequest)
+            taken += held.get(request.model).name == name
+        except ApiError as err:
+            plain = re.fullmatch(r"[A-Za-z0-9._-]{1,128}", name)
+            assert (err.status, err.code) == ((404, "model_not_found") if plain else (400, "invalid_value"))
+        else:
+            assert name in ("a", "b")
+    watching = False
+    assert [args for args in opened if "/encodings/" not in str(args[0])] == []  # Python's own codecs
+    assert taken > 1000

@@ -25,7 +25,7 @@ class Answers:
     """The answers to one HTTP request: counts, and what every kind of answer begins with."""
 
     def __init__(self, asked: Asked, prefix: str, *, shown: bool = True) -> None:
-        """`shown`: the answers' tokens are, and not the prompt's alone."""
+        """`shown`: the answers' tokens are; `max_tokens` 0 asks for the prompt's alone."""
         self.asked, self.shown = asked, shown
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
@@ -158,11 +158,10 @@ class ChatChoice:
 
 
 class TextChoice:
-    """One completion of a prompt, as it grows. `echo` is the prompt's text, `shown` whether the tokens are
-    (max_tokens 0 asks for the echo alone)."""
+    """One completion of a prompt, as it grows. `echo`: with the prompt's text before it."""
 
-    def __init__(self, answers: Answers, index: int, *, echo: bool, shown: bool) -> None:
-        self._index, self._shown = index, shown
+    def __init__(self, answers: Answers, index: int, *, echo: bool) -> None:
+        self._index, self._shown = index, answers.shown
         self._tokenizer = tokenizer_of(answers.asked.model)
         self._wants_logprobs = answers.asked.settings.params.logprobs is not None
         self._prompt = answers.asked.prompts[index // answers.n] if echo else None

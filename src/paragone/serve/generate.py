@@ -43,10 +43,9 @@ async def completion(state: State, call: Call) -> None:
     limiter = state.limiter
     with limiter.admitted(call.key), limiter.places(more, "prompt"), state.models.kept(request.model):
         asked = await _in_time(state, call, request, ask_completion(state, request, call.tenant))
-        echo, shown = bool(request.echo), request.max_tokens != 0
-        answers = Answers(asked, "cmpl", shown=shown)
+        answers = Answers(asked, "cmpl", shown=request.max_tokens != 0)
         count = answers.n * len(asked.prompts)
-        choices = [TextChoice(answers, index, echo=echo, shown=shown) for index in range(count)]
+        choices = [TextChoice(answers, index, echo=bool(request.echo)) for index in range(count)]
         scores: dict[int, tuple[Logprob, ...]] = {}
 
         def pieces(delta: Delta) -> list[Json]:

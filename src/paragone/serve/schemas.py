@@ -10,8 +10,9 @@ from msgspec import Meta, Struct
 
 from paragone import limits
 
-Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS, pattern=r"^[A-Za-z0-9._-]+$")]
-FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+# Python's $ also stands before a line end; openapi.py gives the document the $ of JSON Schema.
+Name = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS, pattern=r"^[A-Za-z0-9._-]+\Z")]
+FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
 Text = str  # as long as a body may be
 TokenId = Annotated[int, Meta(ge=0, le=limits.VOCAB_SIZE)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
@@ -23,7 +24,7 @@ Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 Priority = Annotated[int, Meta(ge=0, le=1000)]  # who asks can let others go first, not go before them
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600.0)]
 Label = Annotated[str, Meta(max_length=512)]
-BiasKey = Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")]
+BiasKey = Annotated[str, Meta(pattern=r"^[0-9]{1,9}\Z")]
 Biases = Annotated[
     dict[BiasKey, Annotated[float, Meta(ge=-100.0, le=100.0)]], Meta(max_length=limits.LOGIT_BIASES)
 ]
