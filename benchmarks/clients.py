@@ -232,8 +232,8 @@ def write(outputs: dict[str, str], port: int) -> None:
             shown = shown.replace(ours, theirs)
         sections.append(f"## {name}\n\n```\n{shown}\n```\n")
     head = (
-        "What they print against `paragone serve` with SmolLM2-135M; `make clients`. It shows that they work;\n"
-        "how fast the server is stands in [performance.md](performance.md)."
+        "What they print against `paragone serve` with SmolLM2-135M; `make clients`. It shows that they\n"
+        "work; how fast the server is stands in [performance.md](performance.md)."
     )
     PAGE.write_text("\n".join(["# Clients as they are", "", head, "", *sections]))
 
