@@ -2,7 +2,6 @@
 makes these products, however well it is written."""
 
 from collections.abc import Callable
-from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -47,16 +46,12 @@ class Machine:
             *(max(native.multiply_rate(bits, count) for _ in range(5)) for bits in (4, 8, 16)),
         )
 
-    def around(self, figure: Callable[[], float], times: int) -> tuple[float, Rates]:
-        """The median of a figure, and of the better of the rates just before and just after it: machines
-        that are shared give more in one minute than in the next."""
-        values, seen, before = [], [], self.rates()
-        for _ in range(times):
-            values.append(figure())
-            after = self.rates()
-            seen.append(Rates(*map(max, before, after)))
-            before = after
-        return median(values), Rates(*map(median, zip(*seen, strict=True)))
+    def around(self, figure: Callable[[], float]) -> tuple[float, Rates]:
+        """A figure, and the better of the rates just before and just after it: machines that are shared give
+        more in one minute than in the next."""
+        before = self.rates()
+        value = figure()
+        return value, Rates(*map(max, before, self.rates()))
 
 
 def bounds(model: Model, rates: Rates) -> dict[str, float]:

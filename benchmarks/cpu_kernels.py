@@ -1,11 +1,11 @@
 """The kernels beside llama.cpp and vLLM's CPU build, on the same files; ends in one JSON line.
 
-    python -m benchmarks.cpu_kernels [--rounds 3] [--write]
+    python -m benchmarks.cpu_kernels [--turns 5] [--write]
 
-Every engine runs in a process of its own with two threads, in turn, in several rounds: ratios are made round
-by round, and their medians count. Beside the figures stand the limits that the machine itself gave: bytes
-read a second by both threads, products made on registers alone. With --write the tables become
-docs/performance.md's.
+Every engine runs in a process of its own with two threads, and keeps its model ready; each figure is measured
+once by the one and once by the other, in several turns of seconds (turns.py): ratios are made turn by turn,
+and their medians count. Beside the figures stand the limits that the machine itself gave: bytes read a second
+by both threads, products made on registers alone. With --write the tables become docs/performance.md's.
 """
 
 import json
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import click
 
@@ -20,36 +21,42 @@ from benchmarks.engine import PAGE, table, write_section
 from benchmarks.foundation import exported, run
 from benchmarks.large import large
 from benchmarks.peers import interpreter
+from benchmarks.turns import Engine, Turn, in_turn
 from paragone import paths
 from paragone.engine.resolve import locate
 from paragone.engine.resources import describe_machine
 
-Measured = dict[str, float]
 PROMPTS = ("prefill512", "prefill4096")
-KEYS = ("decode1", "decode16", "decode64", *PROMPTS)
+DECODING = ("decode1", "decode16", "decode64")
 EQUAL = ("seq16", "seq64")
-LARGE = "1.1B Q4_0"  # long prompts of it would take as long as all else
-EQUAL_REQUESTS = "Paragone, equal requests"
-# What is aimed at, which figure it is, and whose.
-RATIOS = {
-    "decode_int4_vs_llamacpp": (2.0, "decode1", "Paragone Q4_0", "llama.cpp Q4_0"),
-    "decode_int8_vs_llamacpp": (1.5, "decode1", "Paragone Q8_0", "llama.cpp Q8_0"),
-    "decode_bf16_vs_llamacpp": (1.5, "decode1", "Paragone BF16", "llama.cpp BF16"),
-    "decode_gemma3_vs_llamacpp": (
-        1.5,
-        "decode1",
-        "Paragone Gemma 3 270M Q4_K_M",
-        "llama.cpp Gemma 3 270M Q4_K_M",
-    ),
-    "decode_large_vs_llamacpp": (1.15, "decode1", f"Paragone {LARGE}", f"llama.cpp {LARGE}"),
-    "prefill512_int4_vs_llamacpp": (6.0, "prefill512", "Paragone Q4_0", "llama.cpp Q4_0"),
-    "prefill512_int8_vs_llamacpp": (6.0, "prefill512", "Paragone Q8_0", "llama.cpp Q8_0"),
-    "prefill512_vs_vllm": (2.0, "prefill512", "Paragone Q4_0", "vLLM"),
-    "prefill4096_vs_vllm": (2.0, "prefill4096", "Paragone Q4_0", "vLLM"),
-    "seq16_vs_llamacpp": (5.0, "decode16", "Paragone Q4_0", "llama.cpp Q4_0"),
-    "seq64_vs_llamacpp": (5.0, "decode64", "Paragone Q4_0", "llama.cpp Q4_0"),
-    "seq16_vs_vllm": (3.0, "seq16", EQUAL_REQUESTS, "vLLM"),
-    "seq64_vs_vllm": (3.0, "seq64", EQUAL_REQUESTS, "vLLM"),
+OWN, LLAMA, VLLM = "Paragone", "llama.cpp", "vLLM"
+GEMMA, LARGE = "Gemma 3 270M Q4_K_M", "1.1B Q4_0"
+LONG_TURNS = 3  # of prompts of 4,096, at most
+
+
+class Aim(NamedTuple):
+    """How many times the peer's figure Paragone's should be, on which model."""
+
+    ratio: float
+    figure: str
+    model: str
+    peer: str
+
+
+AIMS = {
+    "decode_int4_vs_llamacpp": Aim(2.0, "decode1", "Q4_0", LLAMA),
+    "decode_int8_vs_llamacpp": Aim(1.5, "decode1", "Q8_0", LLAMA),
+    "decode_bf16_vs_llamacpp": Aim(1.5, "decode1", "BF16", LLAMA),
+    "decode_gemma3_vs_llamacpp": Aim(1.5, "decode1", GEMMA, LLAMA),
+    "decode_large_vs_llamacpp": Aim(1.15, "decode1", LARGE, LLAMA),
+    "prefill512_int4_vs_llamacpp": Aim(6.0, "prefill512", "Q4_0", LLAMA),
+    "prefill512_int8_vs_llamacpp": Aim(6.0, "prefill512", "Q8_0", LLAMA),
+    "prefill512_vs_vllm": Aim(2.0, "prefill512", "Q4_0", VLLM),
+    "prefill4096_vs_vllm": Aim(2.0, "prefill4096", "Q4_0", VLLM),
+    "seq16_vs_llamacpp": Aim(5.0, "decode16", "Q4_0", LLAMA),
+    "seq64_vs_llamacpp": Aim(5.0, "decode64", "Q4_0", LLAMA),
+    "seq16_vs_vllm": Aim(3.0, "seq16", "Q4_0", VLLM),
+    "seq64_vs_vllm": Aim(3.0, "seq64", "Q4_0", VLLM),
 }
 
 
@@ -65,112 +72,119 @@ def files() -> dict[str, tuple[Path, str]]:
             folder.mkdir(parents=True, exist_ok=True)
             run(interpreter("llamacpp"), "peer_llamacpp.py", "quantize", source, str(path), kind)
         out[kind] = path, precision
-    out["Gemma 3 270M Q4_K_M"] = locate("gemma3-270m").path, "int8"
+    out[GEMMA] = locate("gemma3-270m").path, "int8"
     out[LARGE] = large(), "int8"
     return out
 
 
-class Noted(dict[str, Measured]):
-    """What is measured, told at once: it is not lost, whatever becomes of the rest."""
+class Pair:
+    """Paragone's turns and a peer's, by figure."""
 
-    def __setitem__(self, name: str, figures: Measured) -> None:
-        super().__setitem__(name, figures)
-        print(json.dumps({name: figures}), file=sys.stderr, flush=True)
+    def __init__(self, peer: str, model: str, turns: int) -> None:
+        self.peer = peer
+        path, precision = files()[model]
+        if peer == VLLM:
+            figures: tuple[str, ...] = (*EQUAL, *PROMPTS)
+            other = interpreter("vllm"), "peer_vllm.py", "turns", exported()
+        else:
+            # Long prompts of the large one would take as long as all else.
+            figures = (*DECODING, *(PROMPTS[:1] if model == LARGE else PROMPTS))
+            other = interpreter("llamacpp"), "peer_llamacpp.py", "turns", path
+        self.turns: dict[str, list[Turn]] = {}
+        with Engine(sys.executable, "own_kernels.py", path, precision) as own, Engine(*other) as its:
+            self.model = own.measure("model")
+            for figure in figures:
+                times = min(turns, LONG_TURNS) if figure == PROMPTS[1] else turns
+                self.turns[figure] = in_turn({OWN: own, peer: its}, figure, times)
+                # Told at once: it is not lost, whatever becomes of the rest.
+                print(model, peer, figure, json.dumps(self.turns[figure]), file=sys.stderr, flush=True)
+
+    def own(self, figure: str, what: str = "rate") -> float:
+        return self.of(figure, lambda turn: turn[OWN][what])
+
+    def of(self, figure: str, value: Callable[[Turn], float]) -> float:
+        """The median of what the turns have."""
+        return median(map(value, self.turns[figure]))
+
+    def ratio(self, figure: str, what: str = "rate") -> float:
+        """Of ours (or of `most`: of what the machine allows) to the peer's."""
+        return self.of(figure, lambda turn: turn[OWN][what] / turn[self.peer]["rate"])
+
+    def rows(self, figures: tuple[str, ...], model: str) -> list[list[str]]:
+        """Ours and the peer's tokens/s."""
+
+        def rate(engine: str, figure: str) -> str:
+            found = self.turns.get(figure)
+            return f"{median(turn[engine]['rate'] for turn in found):.0f}" if found else "–"
+
+        return [[f"{who} {model}".strip(), *(rate(who, f) for f in figures)] for who in (OWN, self.peer)]
 
 
-def rounds_of(count: int) -> list[dict[str, Measured]]:
-    found: list[dict[str, Measured]] = []
+def starts() -> dict[str, float]:
+    path, precision = files()["Q4_0"]
     llama, vllm = interpreter("llamacpp"), interpreter("vllm")
-    for number in range(count):
-        print(f"round {number + 1} of {count}", file=sys.stderr)
-        measured = Noted()
-        for name, (path, precision) in files().items():
-            longest = "512" if name == LARGE else "4096"
-            measured[f"Paragone {name}"] = json.loads(
-                run(sys.executable, "own_kernels.py", "speed", path, precision, longest)[1]
-            )
-            peer = run(llama, "peer_llamacpp.py", "speed", path, longest)[1]
-            measured[f"llama.cpp {name}"] = json.loads(peer)
-        path, precision = files()["Q4_0"]
-        equal = run(sys.executable, "own_kernels.py", "throughput", path, precision)[1]
-        measured[EQUAL_REQUESTS] = json.loads(equal)
-        measured["vLLM"] = json.loads(run(vllm, "peer_vllm.py", "kernels", exported())[1])
-        measured["start"] = {
-            "Paragone": warm_start(sys.executable, "own_start.py", "start", path, precision),
-            "PyTorch": warm_start(sys.executable, "own_start.py", "import", path, precision),
-            "llama.cpp": warm_start(llama, "peer_llamacpp.py", "start", path),
-            "vLLM": warm_start(vllm, "peer_vllm.py", "start", exported()),
-        }
-        found.append(measured)
-    return found
+    return {
+        OWN: warm_start(sys.executable, "own_start.py", "start", path, precision),
+        "PyTorch": warm_start(sys.executable, "own_start.py", "import", path, precision),
+        LLAMA: warm_start(llama, "peer_llamacpp.py", "start", path),
+        VLLM: warm_start(vllm, "peer_vllm.py", "start", exported()),
+    }
 
 
 def warm_start(python: Path | str, script: str, mode: str, path: Path, *more: str) -> float:
-    """Seconds from exec to the first line of output when all files were read just before."""
-    return [run(python, script, mode, path, *more)[0] for _ in range(2)][-1]
-
-
-def rows(found: list[dict[str, Measured]]) -> list[list[str]]:
-    def figure(name: str, key: str) -> str:
-        return f"{median(m[name][key] for m in found):.0f}" if key in found[0][name] else "–"
-
-    out = []
-    for name in found[0]:
-        if name.startswith(("Paragone ", "llama.cpp ")):
-            out.append([name, *(figure(name, key) for key in KEYS)])
-    return out
+    """Median seconds from exec to the first line of output when all files were read just before."""
+    times = 2 if script == "peer_vllm.py" else 4
+    return median([run(python, script, mode, path, *more)[0] for _ in range(times)][1:])
 
 
 @click.command()
-@click.option("--rounds", default=3)
+@click.option("--turns", default=5)
 @click.option("--write", is_flag=True)
-def main(rounds: int, write: bool) -> None:
-    found = rounds_of(rounds)
+def main(turns: int, write: bool) -> None:
+    pairs = {(LLAMA, model): Pair(LLAMA, model, turns) for model in files()}
+    pairs[VLLM, "Q4_0"] = Pair(VLLM, "Q4_0", turns)
+    start = starts()
+    print(json.dumps(start), file=sys.stderr)
 
-    def ratio(key: str, mine: str, peer: str) -> Callable[[str], float]:
-        """Median over the rounds of a figure over the peer's; of "most_": of what the machine allows."""
-        return lambda kind: round(median(m[mine][kind + key] / m[peer][key] for m in found), 2)
-
-    def own(key: str, name: str = "Q4_0") -> float:
-        return median(m[f"Paragone {name}"][key] for m in found)
-
-    ratios = {figure: ratio(key, mine, peer) for figure, (_, key, mine, peer) in RATIOS.items()}
-    line = {figure: of("") for figure, of in ratios.items()}
-    limits = [
-        [figure.replace("_", " "), f"{RATIOS[figure][0]:g}", f"{of(''):.2f}", f"{of('most_'):.2f}"]
-        for figure, of in ratios.items()
-    ]
-    line |= {
-        "decode_int4_bandwidth_share": round(own("bandwidth_share"), 2),
-        "first_token_s": round(median(m["start"]["Paragone"] for m in found), 2),
-        "peak_over_weights_and_cache_mb": round(own("over_bytes") / 1e6),
+    ratios = {
+        name: [pairs[aim.peer, aim.model].ratio(aim.figure, what) for what in ("rate", "most")]
+        for name, aim in AIMS.items()
     }
-    here = describe_machine()
+    four_bits = pairs[LLAMA, "Q4_0"]
+    line = {name: round(own, 2) for name, (own, _) in ratios.items()} | {
+        "decode_int4_bandwidth_share": round(four_bits.own("decode1", "share"), 2),
+        "first_token_s": round(start[OWN], 2),
+        "peak_over_weights_and_cache_mb": round(four_bits.model["over_bytes"] / 1e6),
+    }
+    limits = [
+        [name.replace("_", " "), f"{AIMS[name].ratio:g}", f"{own:.2f}", f"{most:.2f}"]
+        for name, (own, most) in ratios.items()
+    ]
     shares = []
-    for name in files():
-        size, share = own("weight_bytes", name), own("bandwidth_share", name)
-        rates = own("decode1", name) * size / 1e9, own("read_gb_per_s", name)
-        multiplied = own("prefill512", name) * own("operations", name) / 1e12
+    for model in files():
+        pair = pairs[LLAMA, model]
+        size, share = pair.model["weight_bytes"], pair.own("decode1", "share")
+        rates = pair.own("decode1") * size / 1e9, pair.own("decode1", "read") / 1e9
+        multiplied = pair.own("prefill512") * pair.model["operations"] / 1e12
         row = [f"{size / 1e6:.0f}", *(f"{rate:.1f}" for rate in rates), f"{share:.0%}", f"{multiplied:.2f}"]
-        shares.append([name, *row])
-    peer, mine = (
-        [f"{median(m[who][key] for m in found):.0f}" for key in keys]
-        for who, keys in (("vLLM", EQUAL + PROMPTS), (EQUAL_REQUESTS, EQUAL))
-    )
-    mine += [f"{own(key):.0f}" for key in PROMPTS]
-    start = {name: f"{median(m['start'][name] for m in found):.2f} s" for name in found[0]["start"]}
+        shares.append([model, *row])
+    alone = {kind: four_bits.own("prefill512", kind) / 1e12 for kind in ("int4", "int8", "bf16")}
+    here = describe_machine()
     lines = [
         f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']}; `make bench-kernels`,",
-        f"{f'medians of {rounds} rounds' if rounds > 1 else 'one round'}. SmolLM2-135M where nothing else "
-        "is said.",
+        f"medians of {turns} turns ({min(turns, LONG_TURNS)} with prompts of 4,096) of seconds. SmolLM2-135M",
+        "where nothing else is said.",
         "",
-        *table(["tokens/s", "1 sequence", "16", "64", "prompt of 512", "of 4,096"], rows(found)),
+        *table(
+            ["tokens/s", "1 sequence", "16", "64", "prompt of 512", "of 4,096"],
+            [row for model in files() for row in pairs[LLAMA, model].rows((*DECODING, *PROMPTS), model)],
+        ),
         "",
         "Equal requests, prompts included (Paragone on Q4_0, vLLM in bfloat16), and prompts:",
         "",
         *table(
             ["tokens/s", "16 at once", "64", "prompt of 512", "of 4,096"],
-            [["Paragone", *mine], ["vLLM", *peer]],
+            pairs[VLLM, "Q4_0"].rows((*EQUAL, *PROMPTS), ""),
         ),
         "",
         "As ratios: what is aimed at, what it is, and what a program would have that reads the weights at",
@@ -187,13 +201,13 @@ def main(rounds: int, write: bool) -> None:
             shares,
         ),
         "",
-        f"On registers alone the machine makes {own('int4_tops'):.2f} TOP/s with codes of 4 bits, brought to",
-        f"scale after every 32, {own('int8_tops'):.2f} with those of 8, and {own('bf16_tflops'):.2f} TFLOP/s",
+        f"On registers alone the machine makes {alone['int4']:.2f} TOP/s with codes of 4 bits, brought to",
+        f"scale after every 32, {alone['int8']:.2f} with those of 8, and {alone['bf16']:.2f} TFLOP/s",
         "with bfloat16.",
         "",
         "From exec to the first token, all files in the cache:",
-        f"{start['Paragone']}, of which the import of PyTorch takes {start['PyTorch']} by itself",
-        f"(llama.cpp {start['llama.cpp']}, vLLM {start['vLLM']}).",
+        f"{start[OWN]:.2f} s, of which the import of PyTorch takes {start['PyTorch']:.2f} s by itself",
+        f"(llama.cpp {start[LLAMA]:.2f} s, vLLM {start[VLLM]:.2f} s).",
         "",
         f"The process took {line['peak_over_weights_and_cache_mb']} MB at most beside the weights and the "
         "cache of 576 tokens,",

@@ -8,7 +8,6 @@ first token of a short prompt, tokenizer and model loading included. The last li
 """
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,13 +18,12 @@ import torch
 
 from benchmarks.export import export
 from benchmarks.peers import interpreter
+from benchmarks.turns import ENVIRONMENT, HERE
 from paragone import paths
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.engine.load import load_tokenizer
 from paragone.engine.resolve import locate
 from paragone.text.backends import TokenizersBackend
-
-HERE = Path(__file__).parent
 
 
 def exported() -> Path:
@@ -44,11 +42,10 @@ def exported() -> Path:
 
 def run(python: Path | str, script: str, mode: str, folder: Path, *numbers: str) -> tuple[float, str]:
     """Seconds until the script's first line of output, and that line."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
     begin = time.perf_counter()
     with subprocess.Popen(
         [str(python), str(HERE / script), mode, str(folder), *numbers],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT,
     ) as process:  # fmt: skip
         assert process.stdout
         line = process.stdout.readline()

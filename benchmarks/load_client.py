@@ -47,7 +47,7 @@ class Client(asyncio.Protocol):
     """One connection, kept open."""
 
     def __init__(self, loop: "Load", number: int) -> None:
-        self.load, self.number, self.turn = loop, number, 0
+        self.load, self.number = loop, number
         self.events, self.counted, self.asked = 0, 0, 0  # of this answer: all, those measured; its tokens
         self.transport: asyncio.Transport | None = None
 
@@ -58,8 +58,7 @@ class Client(asyncio.Protocol):
     def ask(self) -> None:
         if self.transport is None or self.load.over:
             return
-        self.turn += 1
-        number = self.number * 1009 + self.turn
+        number = self.load.next_question(self.number)
         self.events, self.counted, self.asked = 0, 0, tokens_of(number, self.load.tokens)
         self.load.open.add(self)
         body = json.dumps(
@@ -108,11 +107,15 @@ class Client(asyncio.Protocol):
         asyncio.get_running_loop().call_later(wait, self.ask)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """An answer that breaks off is status 0; servers that end the connection after each answer are asked
+        over another at once, as every client does it."""
         self.transport = None
+        broken = self in self.load.open and self.status
         self.load.ended(self, whole=False)
         if not self.load.over:
-            self.load.refused(0, 0.0)
-            asyncio.get_running_loop().call_later(0.1, self.load.connect, self.number)
+            if broken:
+                self.load.refused(0, 0.0)
+            asyncio.get_running_loop().call_later(0.1 if broken else 0.0, self.load.connect, self.number)
 
 
 class Load:
@@ -122,11 +125,16 @@ class Load:
         self.port, self.model, self.tokens, self.retry = port, model, tokens, retry
         self.over, self.measuring, self.count = False, False, 0.0
         self.open: set[Client] = set()  # whose answers have not ended
+        self.turns: dict[int, int] = {}  # how often each client has asked
         self.ttft: list[float] = []
         self.between: list[float] = []
         self.refusals: list[float] = []
         self.statuses: dict[int, int] = {}
         self._tasks: set[Any] = set()
+
+    def next_question(self, client: int) -> int:
+        self.turns[client] = self.turns.get(client, 0) + 1
+        return client * 1009 + self.turns[client]
 
     def came(self, spent: float, first: bool) -> None:
         if self.measuring:

@@ -23,6 +23,7 @@ from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.selftest import price
 
 PROMPT = "The key advancements in quantum computing in the last five years are"
+TIMES = {1: 2, 16: 3, 64: 3}
 EDIT = """Rewrite the following text and change nothing but the name of the day:
 
 The ferry was late again on Thursday. The captain said that the fog had come down over the harbour before
@@ -32,18 +33,16 @@ ferry left with all of them on board. The captain said that the fog had come dow
 and that nobody was to blame."""
 
 
-def throughput(model: Any) -> dict[str, float]:
+def equal_requests(model: Any, count: int) -> float:
+    engine = Engine(model.decoder, model.tokenizer, EngineConfig(find_prefixes=False))
     params = SamplingParams(max_tokens=64, ignore_eos=True)
-    ids, out = model.encode(PROMPT), {}
-    for count in (1, 16, 64):
-        runs = []
-        for _ in range(3 if count > 1 else 2):
-            engine = Engine(model.decoder, model.tokenizer, EngineConfig(find_prefixes=False))
-            begin = time.perf_counter()
-            engine.run([Request(ids, params)] * count)
-            runs.append(count * 64 / (time.perf_counter() - begin))
-        out[f"seq{count}"] = max(runs)
-    return out
+    ids, begin = model.encode(PROMPT), time.perf_counter()
+    engine.run([Request(ids, params)] * count)
+    return count * 64 / (time.perf_counter() - begin)
+
+
+def throughput(model: Any) -> dict[str, float]:
+    return {f"seq{n}": max(equal_requests(model, n) for _ in range(times)) for n, times in TIMES.items()}
 
 
 def mixed(model: Any, count: int, rate: float) -> dict[str, float]:

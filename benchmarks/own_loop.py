@@ -1,17 +1,17 @@
 """The engine without a server, in a closed loop of the requests of load_client.py; run by serve.py.
 
-    python -m benchmarks.own_loop FILE PRECISION SECONDS TOKENS CLIENTS...
+    python own_loop.py FILE PRECISION SECONDS TOKENS
 
-Prints one JSON line: tokens/s by the number of clients.
+Asked for a number of clients, it answers with their tokens/s (turns.py).
 """
 
-import json
 import sys
 import time
 from typing import Any
 
 import paragone
 from benchmarks.load_client import prompt_of, tokens_of
+from benchmarks.turns import answer
 from paragone import Engine, EngineConfig, Request, SamplingParams
 
 
@@ -40,10 +40,10 @@ def rate(model: Any, clients: int, seconds: float, tokens: int) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def main(path: str, precision: str, seconds: str, tokens: str, *clients: str) -> None:
+def main(path: str, precision: str, seconds: str, tokens: str) -> None:
     model = paragone.load(path, precision=precision)  # type: ignore[arg-type]
     model.generate("The sky is", max_tokens=8)
-    print(json.dumps({n: rate(model, int(n), float(seconds), int(tokens)) for n in clients}))
+    answer(lambda clients: {"rate": rate(model, int(clients), float(seconds), int(tokens))})
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
 """llama.cpp through its C interface; run by cpu_kernels.py with the peer's own Python.
 
-    python peer_llamacpp.py speed FILE LONGEST
+    python peer_llamacpp.py turns FILE
     python peer_llamacpp.py start FILE
     python peer_llamacpp.py quantize FILE TARGET TYPE
     python peer_llamacpp.py bits FILE IDS
 
-`speed` prints one JSON line: tokens/s of prompts of 512 and 4,096, up to the LONGEST, of decoding 1, 16 and
-64 sequences, and the bytes of memory at most; `start` a line when the first token is there. Agrees with
-llama-bench and llama-batched-bench of the same build to within noise.
+`turns` answers with the tokens/s of a prompt or of decoding when it is asked for prefill512 or decode16;
+`start` prints a line when the first token is there. Agrees with llama-bench and llama-batched-bench of the
+same build to within noise.
 """
 
 import json
 import sys
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import llama_cpp as lib  # type: ignore[import-not-found]
 import numpy as np
+
+from benchmarks.turns import Measured, answer
 
 THREADS = 2
 TYPES = {"BF16": "BF16", "Q8_0": "Q8_0", "Q4_0": "Q4_0"}
@@ -58,35 +59,33 @@ class Session:
         lib.llama_model_free(self.model)
 
 
-def prefill(path: str, length: int, times: int) -> float:
-    session, rates = Session(path, 1, length + 64), []
-    for _ in range(1 + times):
-        session.clear()
-        begin = time.perf_counter()
-        session.decode([(100 + i % 900, i, 0, i == length - 1) for i in range(length)])
-        rates.append(length / (time.perf_counter() - begin))
-    session.close()
-    return median(rates[1:])
+def prefill(session: Session, length: int) -> float:
+    begin = time.perf_counter()
+    session.decode([(100 + i % 900, i, 0, i == length - 1) for i in range(length)])
+    return length / (time.perf_counter() - begin)
 
 
-def decoding(path: str, sequences: int, times: int = 3) -> float:
-    session, rates = Session(path, sequences, 256), []
+def decode(session: Session, sequences: int) -> float:
     steps = 128 if sequences == 1 else 48
-    for _ in range(1 + times):
-        session.clear()
-        session.decode([(100 + s * 7 + i, i, s, i == 15) for s in range(sequences) for i in range(16)])
-        begin = time.perf_counter()
-        for k in range(steps):
-            session.decode([(200 + k, 16 + k, s, True) for s in range(sequences)])
-        rates.append(sequences * steps / (time.perf_counter() - begin))
-    session.close()
-    return median(rates[1:])
+    session.decode([(100 + s * 7 + i, i, s, i == 15) for s in range(sequences) for i in range(16)])
+    begin = time.perf_counter()
+    for k in range(steps):
+        session.decode([(200 + k, 16 + k, s, True) for s in range(sequences)])
+    return sequences * steps / (time.perf_counter() - begin)
 
 
-def speed(path: str, longest: int) -> dict[str, float]:
-    out = {f"decode{n}": decoding(path, n) for n in (1, 16, 64)}
-    out |= {f"prefill{n}": prefill(path, n, times) for n, times in ((512, 5), (4096, 3)) if n <= longest}
-    return out
+def turns(path: str) -> None:
+    sessions: dict[str, Session] = {}
+
+    def measure(figure: str) -> Measured:
+        kind = figure.rstrip("0123456789")
+        count = int(figure[len(kind) :])
+        if figure not in sessions:
+            sessions[figure] = Session(path, *((1, count + 64) if kind == "prefill" else (count, 256)))
+        sessions[figure].clear()
+        return {"rate": (prefill if kind == "prefill" else decode)(sessions[figure], count)}
+
+    answer(measure)
 
 
 def bits(path: str, ids_file: str) -> float:
@@ -120,7 +119,7 @@ def main(mode: str, path: str, *more: str) -> None:
         session.decode([(1, 0, 0, False), (504, 1, 0, True)])
         print("first token", flush=True)
     else:
-        print(json.dumps(speed(path, int(more[0]))))
+        turns(path)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""vLLM's CPU build on a Hugging Face folder; run by engine.py with the peer's own Python.
+"""vLLM's CPU build on a Hugging Face folder; run by engine.py and cpu_kernels.py with the peer's own Python.
 
-    python peer_vllm.py throughput|mixed|kernels|start FOLDER
+    python peer_vllm.py throughput|mixed|turns|start FOLDER
 
 `throughput` prints one JSON line with tokens/s, prompts included, of 1, 16 and 64 equal requests of 13 and 64
-tokens; `kernels` one with those and of prompts of 512 and 4,096; `mixed` one with what the senders of the
-requests in arrivals.py see; `start` an empty one after the first token.
+tokens; `turns` answers with those or with a prompt's when it is asked for seq16 or prefill512; `mixed` prints
+what the senders of the requests in arrivals.py see; `start` an empty line after the first token.
 """
 
 import json
@@ -12,15 +12,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from benchmarks.arrivals import Arrival, poisson, serve
+from benchmarks.turns import Measured, answer
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # By itself it leaves one of two processors to its scheduler, and reads prompts half as fast.
 os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
 PROMPT = "The key advancements in quantum computing in the last five years are"
+TIMES = {1: 2, 16: 3, 64: 3}
 
 
 def mixed(llm: Any, count: int, rate: float) -> dict[str, float]:
@@ -46,44 +49,43 @@ def mixed(llm: Any, count: int, rate: float) -> dict[str, float]:
     return serve(poisson(count, rate), add, step)
 
 
-def throughput(llm: Any) -> dict[str, float]:
+def equal_requests(llm: Any, count: int) -> float:
     from vllm import SamplingParams
 
-    params, out = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True), {}
-    for count in (1, 16, 64):
-        runs = []
-        for _ in range(3 if count > 1 else 2):
-            begin = time.perf_counter()
-            llm.generate([PROMPT] * count, params, use_tqdm=False)
-            runs.append(count * 64 / (time.perf_counter() - begin))
-        out[f"seq{count}"] = max(runs)
-    return out
+    params, begin = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True), time.perf_counter()
+    llm.generate([PROMPT] * count, params, use_tqdm=False)
+    return count * 64 / (time.perf_counter() - begin)
 
 
-def prefill(llm: Any) -> dict[str, float]:
+def throughput(llm: Any) -> Measured:
+    return {f"seq{n}": max(equal_requests(llm, n) for _ in range(times)) for n, times in TIMES.items()}
+
+
+def prefill(llm: Any, length: int) -> float:
     from vllm import SamplingParams
 
-    params, out = SamplingParams(temperature=0, max_tokens=1), {}
-    for length, times in ((512, 4), (4096, 3)):
-        prompt, best = {"prompt_token_ids": [100 + i % 900 for i in range(length)]}, 0.0
-        for _ in range(times):
-            begin = time.perf_counter()
-            llm.generate([prompt], params, use_tqdm=False)
-            best = max(best, length / (time.perf_counter() - begin))
-        out[f"prefill{length}"] = best
-    return out
+    prompt = {"prompt_token_ids": [100 + i % 900 for i in range(length)]}
+    begin = time.perf_counter()
+    llm.generate([prompt], SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
+    return length / (time.perf_counter() - begin)
+
+
+def measure(llm: Any, figure: str) -> Measured:
+    kind = figure.rstrip("0123456789")
+    of = {"seq": equal_requests, "prefill": prefill}[kind]
+    return {"rate": of(llm, int(figure[len(kind) :]))}
 
 
 def main(mode: str, folder: str, *numbers: str) -> None:
     from vllm import LLM, SamplingParams
 
-    length = 4608 if mode == "kernels" else 2048
+    length = 4608 if mode == "turns" else 2048
     llm = LLM(folder, dtype="bfloat16", max_model_len=length, enable_prefix_caching=False)
     first = SamplingParams(temperature=0, max_tokens=1 if mode == "start" else 8)
     llm.generate([PROMPT], first, use_tqdm=False)
-    found: dict[str, float] = {}
-    if mode == "kernels":
-        found = throughput(llm) | prefill(llm)
+    found: Measured = {}
+    if mode == "turns":
+        answer(partial(measure, llm))
     elif mode == "throughput":
         found = throughput(llm)
     elif mode == "mixed":

@@ -1,11 +1,11 @@
 """`paragone serve` beside its own engine without HTTP, `vllm serve` (CPU) and llama.cpp's server; then ten
 times too many clients, and an engine that is killed. Ends in one JSON line.
 
-    python -m benchmarks.serve [--rounds 3] [--seconds 15] [--write]
+    python -m benchmarks.serve [--turns 5] [--seconds 10] [--write]
 
 SmolLM2-135M: Paragone and llama.cpp on the same Q4_0 file, vLLM in bfloat16, two threads each. 1, 16 and 64
-clients stream answers of 64 tokens in a closed loop (load_client.py, the same for all). One server runs at
-a time; ratios are made round by round, and their medians count.
+clients stream answers of 64 tokens in a closed loop (load_client.py, the same for all). All servers are
+there, and one at a time is asked; ratios are made turn by turn, and their medians count.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,8 +28,9 @@ import click
 
 from benchmarks.cpu_kernels import files
 from benchmarks.engine import PAGE, table, write_section
-from benchmarks.foundation import HERE, exported
+from benchmarks.foundation import exported
 from benchmarks.peers import interpreter, llama_server
+from benchmarks.turns import HERE, Engine
 from paragone import limits
 from paragone.engine.resources import describe_machine
 
@@ -37,6 +39,7 @@ TOKENS = 64
 OVERLOAD = 640
 START_SECONDS = 300.0
 SLOW = 9.0  # times as long
+VLLM_TURNS = 2  # at most: it may need minutes for each
 Measured = dict[str, Any]
 
 
@@ -133,37 +136,30 @@ def until_a_token(pid: int, port: int, clients: int, seconds: float) -> Measured
     return measured if measured["tokens_per_s"] else watched(pid, port, clients, SLOW * seconds)
 
 
-def own_engine(clients: int, seconds: float) -> float:
-    """Tokens/s of the engine alone, in a closed loop of the same requests."""
+def in_turns(turns: int, seconds: float) -> dict[int, list[Measured]]:
+    """By the number of clients: what each server and the engine alone gave, turn by turn. The engine is
+    measured just before and just after our server, for half the time each: a shared machine is not the same a
+    minute later."""
     path, precision = files()["Q4_0"]
-    command = [sys.executable, "-m", "benchmarks.own_loop", str(path), precision, str(seconds), str(TOKENS),
-               str(clients)]  # fmt: skip
-    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE.parent)
-    return float(json.loads(found.stdout.splitlines()[-1])[str(clients)])
-
-
-def beside_engine(pid: int, port: int, clients: int, seconds: float) -> tuple[Measured, float]:
-    """Our own server, and the engine alone, before and after, for half the time each, while the server has
-    nothing to do: a shared machine is not the same a minute later."""
-    before = own_engine(clients, seconds / 2)
-    measured = watched(pid, port, clients, seconds)
-    return measured, (before + own_engine(clients, seconds / 2)) / 2
-
-
-def one_round(number: int, rounds: int, seconds: float) -> Measured:
-    measured: Measured = {}
-
-    for name in ("Paragone", "llama.cpp", "vLLM"):
-        print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-        with started(name) as (process, port):
-            if name != "Paragone":
-                measured[name] = {str(n): until_a_token(process.pid, port, n, seconds) for n in CLIENTS}
-                continue
-            both = {str(n): beside_engine(process.pid, port, n, seconds) for n in CLIENTS}
-            measured[name] = {n: served for n, (served, _) in both.items()}
-            measured["engine"] = {n: engine for n, (_, engine) in both.items()}
-    print(json.dumps(measured), file=sys.stderr)  # not lost where a later part fails
-    return measured
+    found: dict[int, list[Measured]] = {clients: [] for clients in CLIENTS}
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(
+            Engine(sys.executable, "own_loop.py", path, precision, seconds / 2, TOKENS)
+        )
+        servers = {name: stack.enter_context(started(name)) for name in ("Paragone", "llama.cpp", "vLLM")}
+        for clients, turn in product(CLIENTS, range(turns)):
+            print(f"{clients} clients, turn {turn + 1} of {turns}", file=sys.stderr)
+            before = engine.measure(str(clients))["rate"]
+            measured: Measured = {}
+            for name, (process, port) in servers.items():
+                if name != "vLLM" or turn < VLLM_TURNS:
+                    measured[name] = until_a_token(process.pid, port, clients, seconds)
+                if name == "Paragone":
+                    after = engine.measure(str(clients))["rate"]
+                    measured["engine"] = {"tokens_per_s": (before + after) / 2}
+            print(json.dumps(measured), file=sys.stderr, flush=True)  # not lost where a later part fails
+            found[clients].append(measured)
+    return found
 
 
 def overloaded(seconds: float) -> Measured:
@@ -204,42 +200,41 @@ def engine_of(pid: int) -> int:
 
 
 @click.command()
-@click.option("--rounds", default=3)
-@click.option("--seconds", default=15.0)
+@click.option("--turns", default=5)
+@click.option("--seconds", default=10.0)
 @click.option("--write", is_flag=True)
-def main(rounds: int, seconds: float, write: bool) -> None:
-    found = [one_round(number, rounds, seconds) for number in range(rounds)]
+def main(turns: int, seconds: float, write: bool) -> None:
+    found = in_turns(turns, seconds)
     flood, back = overloaded(seconds), recovery()
 
     def ratio(clients: int, peer: str) -> float | None:
         """None where the peer gave no token within the time."""
-        key = str(clients)
-        rates = [(m["Paragone"][key]["tokens_per_s"], _rate(m, peer, key)) for m in found]
-        ratios = [own / other for own, other in rates if other]
-        return round(float(median(ratios)), 2) if ratios else None
+        seen = [m for m in found[clients] if peer in m and m[peer]["tokens_per_s"]]
+        ratios = [float(m["Paragone"]["tokens_per_s"] / m[peer]["tokens_per_s"]) for m in seen]
+        return round(median(ratios), 2) if ratios else None
 
-    def typical(name: str, key: str, what: str, scale: float = 1.0) -> str:
+    def typical(name: str, clients: int, what: str, scale: float = 1.0) -> str:
         """A dash where a server was too slow to give one token within the time."""
-        seen = [float(m[name][key][what]) for m in found if m[name][key][what] is not None]
+        seen = [float(m[name][what]) for m in found[clients] if name in m and m[name][what] is not None]
         return f"{scale * median(seen):.0f}" if seen else "–"
 
-    rows = [
-        ["The engine without HTTP", *(f"{median(m['engine'][str(n)] for m in found):.0f}" for n in CLIENTS)]
-    ]
-    rows += [
-        [name, *(typical(name, str(n), "tokens_per_s") for n in CLIENTS)]
-        for name in ("Paragone", "llama.cpp", "vLLM")
-    ]
+    names = {
+        "engine": "The engine without HTTP",
+        "Paragone": "Paragone",
+        "llama.cpp": "llama.cpp",
+        "vLLM": "vLLM",
+    }
+    rows = [[text, *(typical(name, n, "tokens_per_s") for n in CLIENTS)] for name, text in names.items()]
     waits = [
         [
-            name, *(typical(name, str(n), what, 1e3) for n in (16, 64)
+            name, *(typical(name, n, what, 1e3) for n in (16, 64)
                     for what in ("ttft_p50_s", "ttft_p99_s", "between_p50_s", "between_p99_s")),
         ]
-        for name in ("Paragone", "llama.cpp", "vLLM")
+        for name in names if name != "engine"
     ]  # fmt: skip
     shares = [
         ["of the engine's tokens", *(f"{ratio(n, 'engine'):.0%}" for n in CLIENTS)],
-        ["at most", *(f"{1 - median(m['Paragone'][str(n)]['besides'] for m in found):.0%}" for n in CLIENTS)],
+        ["at most", *(f"{1 - median(m['Paragone']['besides'] for m in found[n]):.0%}" for n in CLIENTS)],
     ]
     share = flood["crowd"]["tokens_per_s"] / flood["alone"]["tokens_per_s"]
     refusal = 1e3 * (flood["crowd"]["refusal_p99_s"] or 0.0)
@@ -247,7 +242,7 @@ def main(rounds: int, seconds: float, write: bool) -> None:
     lines = [
         f"SmolLM2-135M, Paragone and llama.cpp on the same Q4_0 file, vLLM in bfloat16; {here['cpu']},",
         f"{here['cores']} cores, kernels {here['kernels']}; `make bench-serve`,",
-        f"{f'medians of {rounds} rounds' if rounds > 1 else 'one round'} of {seconds:g} s. Clients stream",
+        f"medians of {turns} turns of {seconds:g} s ({min(turns, VLLM_TURNS)} of vLLM). Clients stream",
         f"answers of {TOKENS} tokens, one after the other, on the same processors.",
         "",
         *table(["output tokens/s", *(f"{n} client{'s' if n > 1 else ''}" for n in CLIENTS)], rows),
@@ -285,11 +280,6 @@ def main(rounds: int, seconds: float, write: bool) -> None:
         "recovery_s": round(back["recovery_s"], 2),
     }
     print(json.dumps(line))
-
-
-def _rate(measured: Measured, peer: str, key: str) -> float:
-    found = measured[peer][key]
-    return float(found if peer == "engine" else found["tokens_per_s"])
 
 
 if __name__ == "__main__":

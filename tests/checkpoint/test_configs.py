@@ -233,7 +233,7 @@ def test_any_gguf_metadata_is_a_spec_or_an_error_of_ours(arch, changes):
     from pathlib import Path
 
     from paragone.checkpoint.checkpoint import Checkpoint
-    from paragone.checkpoint.gguf_blocks import BY_CODE
+    from paragone.checkpoint.gguf_types import BY_CODE
     from paragone.checkpoint.tensors import StoredTensor
 
     base = {

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paragone.checkpoint.gguf_blocks import TYPES
+from paragone.checkpoint.gguf_types import TYPES
 from paragone.ops.compressed import CompressedMatrix
 from paragone.ops.packed import PackedMatrix, Packing
 from paragone.quant.rtn import INT4, INT8, put_rounded, quantize_int4, quantize_int8
@@ -57,13 +57,21 @@ def test_packing_keeps_every_integer(packing, shape):
 def test_rows_of_files_are_repacked_to_the_bit(kind):
     """Rows of every GGUF type, in any order, as the reader takes them apart."""
     rng, rows, blocks = np.random.default_rng(kind.code), 37, 6 if kind.block_size == 32 else 2
-    raw = rng.integers(0, 60, (rows, blocks * kind.type_size), dtype=np.uint8)  # small bytes: finite scales
+    found = rng.integers(0, 256, (40 * rows * blocks, kind.type_size), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        parts = kind.unpack(found)
+        usual = [
+            ((abs(p) > 1e-4) & (abs(p) < 1e4)).any(axis=1) & np.isfinite(p).all(axis=1)
+            for p in (parts.scale, parts.minimum)
+            if p is not None
+        ]
+    raw = found[np.logical_and.reduce(usual)][: rows * blocks].reshape(rows, -1)
     order = rng.permutation(rows)
     groups = kind.unpack(raw[order].reshape(-1, kind.type_size))
     packing = Packing(kind.code_bits, groups.minimum is not None, groups.q.shape[-1] == 16)
     got, want = (PackedMatrix(rows, blocks * kind.block_size, packing) for _ in range(2))
-    assert got.repack(0, kind.name, raw.ctypes.data, order[:16])
-    assert got.repack(16, kind.name, raw.ctypes.data, order[16:])
+    assert got.repack(0, kind.name, raw.ctypes.data, order[:16], kind.codebook)
+    assert got.repack(16, kind.name, raw.ctypes.data, order[16:], kind.codebook)
 
     def by_row(values, dtype):
         return torch.from_numpy(values.reshape(rows, -1).astype(dtype))

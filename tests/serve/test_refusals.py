@@ -51,15 +51,42 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
     ],
 )  # fmt: skip
 def test_every_bound_of_every_field(server, field, bad, good):
+    """In both kinds of request, where both have the field."""
+    for ask, kind in ((server.chat, ChatRequest), (server.complete, CompletionRequest)):
+        if field not in kind.__struct_fields__ and field in ChatRequest.__struct_fields__:
+            assert ask(**{field: (good or bad)[0]}).error["code"] == "unsupported_field"
+            continue
+        nothing = (
+            field == "max_tokens" and kind is CompletionRequest
+        )  # of an answer: what is wanted is the echo
+        check_bounds(ask, field, bad[nothing:], good)
+
+
+def check_bounds(ask, field, bad, good):
     for value in bad:
-        found = server.chat(**{field: value})
+        found = ask(**{field: value})
         assert found.status == 400, (value, found.data)
         param = found.error["param"]
         assert param is not None, found.data
         assert param.split("[")[0].split(".")[0] == field, found.data
     for value in good:
-        found = server.chat(**({field: value} | ({"max_tokens": 1} if "tokens" not in field else {})))
+        found = ask(**({field: value} | ({"max_tokens": 1} if "tokens" not in field else {})))
         assert found.status == 200, (value, found.data)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "good"),
+    [
+        ("logprobs", [-1, 21, 1.5, "2", True], [0, 1, 20]),
+        ("echo", ["yes", 1], [True, False]),
+        ("suffix", ["x"], []),
+        ("best_of", [2, "1"], []),
+        ("prompt", ["", [], None, 5, {}, [[]], [""], [-1], [1.5], [True], ["x", 1], [["x"]], [99999]], ["x", ["x"], [65], [[65], [66]]]),
+        ("messages", [[]], []),
+    ],
+)  # fmt: skip
+def test_every_bound_of_what_only_completions_have(server, field, bad, good):
+    check_bounds(server.complete, field, bad, good)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from paragone import limits
-from paragone.checkpoint.gguf_blocks import BY_CODE, UNSUPPORTED
+from paragone.checkpoint.gguf_types import BY_CODE, UNSUPPORTED
 from paragone.checkpoint.tensors import MappedFile, StoredTensor
 from paragone.errors import MalformedData
 

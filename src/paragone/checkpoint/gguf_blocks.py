@@ -1,14 +1,15 @@
 """The block formats of GGUF: how stored bytes become integers, scales and minima.
 
 A GGUF tensor row is a run of fixed-size blocks; a block holds `block_size` weights cut into groups, and
-every group means ``weight = scale * q + minimum``. `unpack` gives the three parts without losing a
-stored bit, so that later stages may keep the integers; `dequantize` multiplies them out in float32.
+every group means ``weight = scale * q + minimum``. The functions below give the three parts without losing a
+stored bit, so that later stages may keep the integers. gguf_codebooks.py has the types that store numbers of
+entries of a codebook, gguf_types.py the table of all.
 
-Source: the reference decoders in ggml (ggml-quants.c) and the `gguf` package, to which the results are
-bit-equal. Shapes below: n blocks, G groups a block, g weights a group.
+Source: the reference decoders in ggml (ggml-quants.c) and the `gguf` package, to which the products are
+bit-equal. Shapes below: n blocks, G groups a block, g weights a group. What a
+block consists of is said in ggml's names: d, m and dmin are float16, the others bytes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ IQ4_LEVELS = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
 )
 
+# Floating-point numbers of four bits, one of them the sign, doubled (E2M1 of OCP's microscaling formats).
+MX_LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.int8)
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -36,19 +40,19 @@ class Groups:
     minimum: F32 | None = None
 
 
-def _half(raw: U8) -> F32:
+def half(raw: U8) -> F32:
     """(n, 2k) bytes to (n, k) float32, read as little-endian float16."""
     return np.ascontiguousarray(raw).view("<f2").astype(np.float32)
 
 
-def _nibbles(raw: U8, group: int) -> U8:
+def nibbles(raw: U8, group: int) -> U8:
     """(n, b) bytes to (n, 2b / group, group): each run of `group` bytes gives low halves, then high."""
     n = raw.shape[0]
     runs = raw.reshape(n, -1, 1, group)
     return (runs >> np.array([[0], [4]], dtype=np.uint8) & np.uint8(15)).reshape(n, -1, group)
 
 
-def _fields(raw: U8, width: int, run: int) -> U8:
+def fields(raw: U8, width: int, run: int) -> U8:
     """(n, b) bytes to (n, b * 8 / width) fields of `width` bits, lowest first within runs of bytes."""
     n = raw.shape[0]
     shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
@@ -60,41 +64,48 @@ def _fifth_bits(raw: U8) -> U8:
     return (np.unpackbits(raw, axis=1, bitorder="little") << np.uint8(4))[:, None, :]
 
 
-def _unpack_q4_0(b: U8) -> Groups:
-    return Groups(_nibbles(b[:, 2:], 16).reshape(-1, 1, 32).astype(np.int8) - 8, _half(b[:, :2]))
+def q4_0(b: U8) -> Groups:
+    """d, qs[16]"""
+    return Groups(nibbles(b[:, 2:], 16).reshape(-1, 1, 32).astype(np.int8) - 8, half(b[:, :2]))
 
 
-def _unpack_q4_1(b: U8) -> Groups:
-    return Groups(_nibbles(b[:, 4:], 16).reshape(-1, 1, 32), _half(b[:, :2]), _half(b[:, 2:4]))
+def q4_1(b: U8) -> Groups:
+    """d, m, qs[16]"""
+    return Groups(nibbles(b[:, 4:], 16).reshape(-1, 1, 32), half(b[:, :2]), half(b[:, 2:4]))
 
 
-def _unpack_q5_0(b: U8) -> Groups:
-    q = _nibbles(b[:, 6:], 16).reshape(-1, 1, 32) | _fifth_bits(b[:, 2:6])
-    return Groups(q.astype(np.int8) - 16, _half(b[:, :2]))
+def q5_0(b: U8) -> Groups:
+    """d, qh[4], qs[16]"""
+    q = nibbles(b[:, 6:], 16).reshape(-1, 1, 32) | _fifth_bits(b[:, 2:6])
+    return Groups(q.astype(np.int8) - 16, half(b[:, :2]))
 
 
-def _unpack_q5_1(b: U8) -> Groups:
-    q = _nibbles(b[:, 8:], 16).reshape(-1, 1, 32) | _fifth_bits(b[:, 4:8])
-    return Groups(q, _half(b[:, :2]), _half(b[:, 2:4]))
+def q5_1(b: U8) -> Groups:
+    """d, m, qh[4], qs[16]"""
+    q = nibbles(b[:, 8:], 16).reshape(-1, 1, 32) | _fifth_bits(b[:, 4:8])
+    return Groups(q, half(b[:, :2]), half(b[:, 2:4]))
 
 
-def _unpack_q8_0(b: U8) -> Groups:
-    return Groups(b[:, 2:].view(np.int8).reshape(-1, 1, 32), _half(b[:, :2]))
+def q8_0(b: U8) -> Groups:
+    """d, qs[32]"""
+    return Groups(b[:, 2:].view(np.int8).reshape(-1, 1, 32), half(b[:, :2]))
 
 
-def _unpack_q2_k(b: U8) -> Groups:
-    codes, quants, d, dmin = b[:, :16], b[:, 16:80], _half(b[:, 80:82]), _half(b[:, 82:84])
-    q = _fields(quants, 2, 32).reshape(-1, 16, 16)
+def q2_k(b: U8) -> Groups:
+    """scales[16], qs[64], d, dmin"""
+    codes, quants, d, dmin = b[:, :16], b[:, 16:80], half(b[:, 80:82]), half(b[:, 82:84])
+    q = fields(quants, 2, 32).reshape(-1, 16, 16)
     return Groups(q, d * (codes & 15).astype(np.float32), -(dmin * (codes >> 4).astype(np.float32)))
 
 
-def _unpack_q3_k(b: U8) -> Groups:
-    high, quants, packed, d = b[:, :32], b[:, 32:96], b[:, 96:108], _half(b[:, 108:110])
-    low4 = _nibbles(packed[:, :8], 8).reshape(-1, 16)
-    codes = low4 | _fields(packed[:, 8:], 2, 4) << 4
+def q3_k(b: U8) -> Groups:
+    """hmask[32], qs[64], scales[12], d"""
+    high, quants, packed, d = b[:, :32], b[:, 32:96], b[:, 96:108], half(b[:, 108:110])
+    low4 = nibbles(packed[:, :8], 8).reshape(-1, 16)
+    codes = low4 | fields(packed[:, 8:], 2, 4) << 4
     scale = d * (codes.astype(np.int8) - 32).astype(np.float32)
-    low = _fields(quants, 2, 32).astype(np.int8)
-    q = low - ((_fields(high, 1, 32) ^ 1) << 2).astype(np.int8)  # a clear high bit means minus four
+    low = fields(quants, 2, 32).astype(np.int8)
+    q = low - ((fields(high, 1, 32) ^ 1) << 2).astype(np.int8)  # a clear high bit means minus four
     return Groups(q.reshape(-1, 16, 16), scale)
 
 
@@ -106,84 +117,62 @@ def _scale_min_k4(packed: U8) -> tuple[F32, F32]:
     return scale.astype(np.float32), minimum.astype(np.float32)
 
 
-def _unpack_q4_k(b: U8) -> Groups:
+def q4_k(b: U8) -> Groups:
+    """d, dmin, scales[12], qs[128]"""
     scale, minimum = _scale_min_k4(b[:, 4:16])
-    return Groups(_nibbles(b[:, 16:], 32), _half(b[:, :2]) * scale, -(_half(b[:, 2:4]) * minimum))
+    return Groups(nibbles(b[:, 16:], 32), half(b[:, :2]) * scale, -(half(b[:, 2:4]) * minimum))
 
 
-def _unpack_q5_k(b: U8) -> Groups:
+def q5_k(b: U8) -> Groups:
+    """d, dmin, scales[12], qh[32], qs[128]"""
     scale, minimum = _scale_min_k4(b[:, 4:16])
-    q = _nibbles(b[:, 48:], 32) | _fields(b[:, 16:48], 1, 32).reshape(-1, 8, 32) << 4
-    return Groups(q, _half(b[:, :2]) * scale, -(_half(b[:, 2:4]) * minimum))
+    q = nibbles(b[:, 48:], 32) | fields(b[:, 16:48], 1, 32).reshape(-1, 8, 32) << 4
+    return Groups(q, half(b[:, :2]) * scale, -(half(b[:, 2:4]) * minimum))
 
 
-def _unpack_q6_k(b: U8) -> Groups:
-    low = _nibbles(b[:, :128], 64).reshape(-1, 256)
-    q = (low | _fields(b[:, 128:192], 2, 32) << 4).astype(np.int8) - 32
-    scale = _half(b[:, 208:210]) * b[:, 192:208].view(np.int8).astype(np.float32)
+def q6_k(b: U8) -> Groups:
+    """ql[128], qh[64], scales[16], d"""
+    low = nibbles(b[:, :128], 64).reshape(-1, 256)
+    q = (low | fields(b[:, 128:192], 2, 32) << 4).astype(np.int8) - 32
+    scale = half(b[:, 208:210]) * b[:, 192:208].view(np.int8).astype(np.float32)
     return Groups(q.reshape(-1, 16, 16), scale)
 
 
-def _unpack_iq4_nl(b: U8) -> Groups:
-    return Groups(IQ4_LEVELS[_nibbles(b[:, 2:], 16)].reshape(-1, 1, 32), _half(b[:, :2]))
+def iq4_nl(b: U8) -> Groups:
+    """d, qs[16]"""
+    return Groups(IQ4_LEVELS[nibbles(b[:, 2:], 16)].reshape(-1, 1, 32), half(b[:, :2]))
 
 
-def _unpack_iq4_xs(b: U8) -> Groups:
+def iq4_xs(b: U8) -> Groups:
+    """d, scales_h (16 bits), scales_l[4], qs[128]"""
     high = np.ascontiguousarray(b[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     low = (b[:, 4:8, None] >> np.array([0, 4], dtype=np.uint8) & 15).reshape(-1, 8)
     codes = (low | high.astype(np.uint8) << 4).astype(np.int8) - 32
-    q = IQ4_LEVELS[_nibbles(b[:, 8:], 16)].reshape(-1, 8, 32)
-    return Groups(q, _half(b[:, :2]) * codes.astype(np.float32))
+    q = IQ4_LEVELS[nibbles(b[:, 8:], 16)].reshape(-1, 8, 32)
+    return Groups(q, half(b[:, :2]) * codes.astype(np.float32))
 
 
-@dataclass(frozen=True)
-class BlockType:
-    """One of GGUF's tensor types: `type_size` bytes hold `block_size` weights."""
-
-    name: str
-    code: int
-    block_size: int
-    type_size: int
-    unpack: Callable[[U8], Groups] | None = None  # None for dense types
-    code_bits: int = 8  # that the integers need, and what stands for zero
-
-    @property
-    def is_quantized(self) -> bool:
-        return self.unpack is not None
-
-    def dequantize(self, raw: U8) -> F32:
-        """Bytes of whole blocks, (..., k * type_size), to float32 (..., k * block_size)."""
-        if self.unpack is None:
-            raise TypeError(f"{self.name} is dense and has nothing to dequantise")
-        groups = self.unpack(raw.reshape(-1, self.type_size))
-        out = groups.scale[..., None] * groups.q.astype(np.float32)
-        if groups.minimum is not None:
-            out += groups.minimum[..., None]
-        return out.reshape(*raw.shape[:-1], -1)
+def mxfp4(b: U8) -> Groups:
+    """e, qs[16]"""
+    exponent = b[:, :1].astype(np.int32) - 128  # of two; the levels are doubled
+    return Groups(MX_LEVELS[nibbles(b[:, 1:], 16)].reshape(-1, 1, 32), np.ldexp(np.float32(1), exponent))
 
 
-TYPES: tuple[BlockType, ...] = (
-    BlockType("F32", 0, 1, 4),
-    BlockType("F16", 1, 1, 2),
-    BlockType("BF16", 30, 1, 2),
-    BlockType("Q4_0", 2, 32, 18, _unpack_q4_0, code_bits=4),
-    BlockType("Q4_1", 3, 32, 20, _unpack_q4_1, code_bits=4),
-    BlockType("Q5_0", 6, 32, 22, _unpack_q5_0),
-    BlockType("Q5_1", 7, 32, 24, _unpack_q5_1),
-    BlockType("Q8_0", 8, 32, 34, _unpack_q8_0),
-    BlockType("Q2_K", 10, SUPER, 84, _unpack_q2_k, code_bits=4),
-    BlockType("Q3_K", 11, SUPER, 110, _unpack_q3_k, code_bits=4),
-    BlockType("Q4_K", 12, SUPER, 144, _unpack_q4_k, code_bits=4),
-    BlockType("Q5_K", 13, SUPER, 176, _unpack_q5_k),
-    BlockType("Q6_K", 14, SUPER, 210, _unpack_q6_k),
-    BlockType("IQ4_NL", 20, 32, 18, _unpack_iq4_nl),
-    BlockType("IQ4_XS", 23, SUPER, 136, _unpack_iq4_xs),
-)
-BY_CODE = {t.code: t for t in TYPES}
+def _ternary(digits: U8, d: F32) -> Groups:
+    """256 digits of 0 to 2 for minus one to one, with one scale in all."""
+    return Groups(digits.astype(np.int8).reshape(-1, 8, 32) - np.int8(1), d.repeat(8, axis=1))
 
-# Known to GGUF but not read here; named so that the refusal can say which it is.
-UNSUPPORTED = {
-    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
-    22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
-    35: "TQ2_0", 39: "MXFP4",
-}  # fmt: skip
+
+def tq1_0(b: U8) -> Groups:
+    """qs[48], qh[4], d: five digits a byte, a fraction of 256 that powers of three bring to the front."""
+    runs = []
+    for first, last, run, count in ((0, 32, 32, 5), (32, 48, 16, 5), (48, 52, 4, 4)):
+        powers = np.array([1, 3, 9, 27, 81], dtype=np.uint8)[:count, None]
+        runs.append((b[:, first:last].reshape(-1, 1, run) * powers).reshape(len(b), -1))
+    digits = np.concatenate(runs, axis=1).astype(np.uint16) * 3 >> 8
+    return _ternary(digits.astype(np.uint8), half(b[:, 52:54]))
+
+
+def tq2_0(b: U8) -> Groups:
+    """qs[64], d"""
+    return _ternary(fields(b[:, :64], 2, 32), half(b[:, 64:66]))

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paragone.checkpoint.gguf_blocks import BlockType, Groups
+from paragone.checkpoint.gguf_blocks import Groups
+from paragone.checkpoint.gguf_types import BlockType
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import BadConfiguration, MalformedData
 

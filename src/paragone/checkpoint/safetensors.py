@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from paragone import limits
-from paragone.checkpoint.gguf_blocks import TYPES, BlockType
+from paragone.checkpoint.gguf_types import TYPES, BlockType
 from paragone.checkpoint.jsonfile import read_json
 from paragone.checkpoint.tensors import MappedFile, StoredTensor
 from paragone.errors import MalformedData, NotFound, Refused

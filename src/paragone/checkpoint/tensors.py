@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paragone.checkpoint.gguf_blocks import BlockType, Groups
+from paragone.checkpoint.gguf_blocks import Groups
+from paragone.checkpoint.gguf_types import BlockType
 from paragone.errors import MalformedData, NotFound
 
 

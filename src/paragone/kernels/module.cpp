@@ -170,7 +170,7 @@ void round_rows(uintptr_t panels, long D, int bits, float unit, long first, long
 
 // Rows order[0], order[1], ... of a tensor of one of GGUF's types become rows `first` and on.
 void repack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, long first, long count,
-            const std::string& name, uintptr_t raw, uintptr_t order, int threads) {
+            const std::string& name, uintptr_t book, uintptr_t raw, uintptr_t order, int threads) {
     const GgufType& type = *gguf_type(name);
     Packing packing{at<uint8_t>(panels), D, bits, has_minimum, fine, 1.0f};
     long blocks = D / type.inputs;
@@ -183,8 +183,8 @@ void repack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, lon
             for (long row = task * 16; row < std::min(count, task * 16 + 16); row++) {
                 const uint8_t* from = at<uint8_t>(raw) + at<int64_t>(order)[row] * blocks * type.bytes;
                 for (long b = 0; b < blocks; b++)
-                    type.unpack(from + b * type.bytes, codes.data() + b * type.inputs, scales.data() + b * type.groups,
-                                minima.data() + b * type.groups);
+                    type.unpack(from + b * type.bytes, at<int8_t>(book), codes.data() + b * type.inputs,
+                                scales.data() + b * type.groups, minima.data() + b * type.groups);
                 packing.put(first + row, 1, codes.data(), scales.data(), has_minimum ? minima.data() : nullptr);
             }
     });

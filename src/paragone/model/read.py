@@ -189,7 +189,7 @@ class Parameters:
         matrix = PackedMatrix(size, width, packing, order=order)
         step = MAPPED_BYTES * size // tensor.nbytes
         for at, ids in self.row_runs(tensor, name, size, step):
-            if matrix.repack(at, tensor.type.name, tensor.address, ids):
+            if matrix.repack(at, tensor.type.name, tensor.address, ids, tensor.type.codebook):
                 continue
             groups = tensor.groups(ids)
             codes = (groups.q.astype(np.int16) + packing.center).astype(np.uint8)

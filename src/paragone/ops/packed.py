@@ -111,15 +111,22 @@ class PackedMatrix:
             codes.data_ptr(), scale.data_ptr(), 0 if minimum is None else minimum.data_ptr(), threads(),
         )  # fmt: skip
 
-    def repack(self, first: int, kind: str, raw: int, order: NDArray[np.int64]) -> bool:
+    def repack(
+        self,
+        first: int,
+        kind: str,
+        raw: int,
+        order: NDArray[np.int64],
+        codebook: NDArray[np.int8] | None = None,
+    ) -> bool:
         """Rows from `first` on become the rows `order` of a tensor of one of GGUF's types, which begins at an
         address; False where the kernels do not know the type."""
         if native is None or self.panels.device.type != "cpu" or not native.repacks(kind):
             return False
-        p = self.packing
+        p, book = self.packing, 0 if codebook is None else codebook.ctypes.data
         native.repack(
-            self.panels.data_ptr(), self.width, p.bits, p.has_minimum, p.fine, first, len(order), kind, raw,
-            order.ctypes.data, threads(),
+            self.panels.data_ptr(), self.width, p.bits, p.has_minimum, p.fine, first, len(order), kind, book,
+            raw, order.ctypes.data, threads(),
         )  # fmt: skip
         return True
 
