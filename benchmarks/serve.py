@@ -162,13 +162,15 @@ def in_turns(turns: int, seconds: float) -> dict[int, list[Measured]]:
     return found
 
 
-def overloaded(seconds: float) -> Measured:
-    """64 clients, then ten times as many, of whom most are refused."""
+def overloaded(seconds: float) -> tuple[Measured, float]:
+    """What ten times as many clients as run see, of whom most are refused, and their share of the tokens that
+    64 alone get just before and just after."""
     print("ten times as many clients as run", file=sys.stderr)
     with started("Paragone") as (_, port):
-        alone = load(port, 64, seconds)
+        before = load(port, 64, seconds)["tokens_per_s"]
         crowd = load(port, OVERLOAD, 2 * seconds, TOKENS, "retry")
-    return {"alone": alone, "crowd": crowd}
+        after = load(port, 64, seconds)["tokens_per_s"]
+    return crowd, crowd["tokens_per_s"] / ((before + after) / 2)
 
 
 def recovery() -> Measured:
@@ -205,7 +207,7 @@ def engine_of(pid: int) -> int:
 @click.option("--write", is_flag=True)
 def main(turns: int, seconds: float, write: bool) -> None:
     found = in_turns(turns, seconds)
-    flood, back = overloaded(seconds), recovery()
+    (crowd, share), back = overloaded(seconds), recovery()
 
     def ratio(clients: int, peer: str) -> float | None:
         """None where the peer gave no token within the time."""
@@ -236,8 +238,7 @@ def main(turns: int, seconds: float, write: bool) -> None:
         ["of the engine's tokens", *(f"{ratio(n, 'engine'):.0%}" for n in CLIENTS)],
         ["at most", *(f"{1 - median(m['Paragone']['besides'] for m in found[n]):.0%}" for n in CLIENTS)],
     ]
-    share = flood["crowd"]["tokens_per_s"] / flood["alone"]["tokens_per_s"]
-    refusal = 1e3 * (flood["crowd"]["refusal_p99_s"] or 0.0)
+    refusal = 1e3 * (crowd["refusal_p99_s"] or 0.0)
     here = describe_machine()
     lines = [
         f"SmolLM2-135M, Paragone and llama.cpp on the same Q4_0 file, vLLM in bfloat16; {here['cpu']},",
@@ -263,7 +264,7 @@ def main(turns: int, seconds: float, write: bool) -> None:
                       ("first p50", "first p99", "between p50", "between p99"))], waits),
         "",
         f"{OVERLOAD} clients where 64 run and 256 may wait: {share:.0%} of the tokens that 64 clients alone",
-        f"get, refusals within {refusal:.0f} ms (p99), statuses {flood['crowd']['statuses']}.",
+        f"get, refusals within {refusal:.0f} ms (p99), statuses {crowd['statuses']}.",
         "",
         f"The engine's process killed under load: an answer again after {back['recovery_s']:.2f} s; after",
         f"the server's start the first came after {back['start_s']:.2f} s.",
