@@ -20,6 +20,7 @@ from benchmarks.peers import interpreter
 from paragone.compare.measure import bundled_texts
 from paragone.compare.quality import windows_of
 from paragone.engine.model import Model
+from paragone.engine.resources import describe_machine
 
 NAMES = ("Q4_0", "Q8_0", "Gemma 3 270M Q4_K_M")
 
@@ -49,8 +50,10 @@ def main(write: bool) -> None:
         against["fp32"] = max(against["fp32"], abs(own / wide - 1))
         against["llama.cpp"] = max(against["llama.cpp"], abs(own / peer - 1))
         rows.append([name, *(f"{value / size:.5f}" for value in (own, wide, peer))])
+    here = describe_machine()
     lines = [
-        "On the same file and the same tokens; in float32 the same weights, dequantised.",
+        f"{here['cpu']}, kernels {here['kernels']}. On the same file and the same tokens; in float32 the",
+        "same weights, dequantised.",
         "",
         *table(["bits per byte", "kernels", "float32", "llama.cpp"], rows),
     ]

@@ -15,7 +15,7 @@ from typing import Any
 import paragone
 from benchmarks.bounds import Machine, bounds, operations
 from benchmarks.own_engine import equal_requests
-from benchmarks.turns import Measured, answer
+from benchmarks.turns import STEPS, Measured, answer
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.resources import peak_memory_bytes
 
@@ -31,7 +31,7 @@ def prefill(model: Any, length: int) -> float:
 def decode(model: Any, sequences: int) -> float:
     """Steps that only decode, after prompts of 16."""
     engine = Engine(model.decoder, model.tokenizer, EngineConfig(find_prefixes=False))
-    steps = 128 if sequences == 1 else 48
+    steps = STEPS[sequences]
     params = SamplingParams(max_tokens=steps + 1, ignore_eos=True)
     for s in range(sequences):
         engine.add(Request([100 + s * 7 + i for i in range(16)], params))

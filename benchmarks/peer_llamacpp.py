@@ -19,7 +19,7 @@ from typing import Any
 import llama_cpp as lib  # type: ignore[import-not-found]
 import numpy as np
 
-from benchmarks.turns import Measured, answer
+from benchmarks.turns import STEPS, Measured, answer
 
 THREADS = 2
 TYPES = {"BF16": "BF16", "Q8_0": "Q8_0", "Q4_0": "Q4_0"}
@@ -66,7 +66,7 @@ def prefill(session: Session, length: int) -> float:
 
 
 def decode(session: Session, sequences: int) -> float:
-    steps = 128 if sequences == 1 else 48
+    steps = STEPS[sequences]
     session.decode([(100 + s * 7 + i, i, s, i == 15) for s in range(sequences) for i in range(16)])
     begin = time.perf_counter()
     for k in range(steps):

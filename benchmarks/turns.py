@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 HERE = Path(__file__).parent
+STEPS = {1: 128, 16: 48, 64: 24}  # of decoding, by sequences
 Measured = dict[str, float]
 Turn = dict[str, Measured]  # by the engine's name
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}

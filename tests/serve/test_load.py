@@ -65,9 +65,11 @@ def test_mixed_traffic(tiny_folder):
         assert set(statuses) <= {200, 400, 413}
         assert len(statuses) > 200
         growth = [(b - a) / max(len(statuses) - count, 1) for a, b in zip(before, after, strict=True)]
-        assert max(growth) * 10_000 < 64e6, (
-            growth
-        )  # bytes in ten thousand requests, with the noise of a short run
+        most = 1 << 20 if SECONDS >= 300 else 64e6  # a short run has the noise of its beginning
+        print(
+            f"{len(statuses)} requests; bytes of memory more in ten thousand: {[round(g * 1e4) for g in growth]}"
+        )
+        assert max(growth) * 10_000 < most, growth
         assert [
             len(os.listdir(f"/proc/{pid}/fd")) <= f + CLIENTS for pid, f in zip(pids, files, strict=True)
         ] == [True, True]
