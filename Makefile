@@ -77,7 +77,7 @@ bench-kernels: $(VENV)/dev models  ## the kernels beside llama.cpp and vLLM (CPU
 
 bench-serve: $(VENV)/dev models  ## the server beside vllm serve and llama.cpp's; ends in one JSON line
 	$(BIN)/python -m benchmarks.peers llamacpp llama-server vllm
-	PARAGONE_LOAD_SECONDS=300 $(BIN)/python -m pytest tests/serve/test_load.py
+	PARAGONE_LOAD_SECONDS=300 $(BIN)/python -m pytest --capture no tests/serve/test_load.py
 	$(BIN)/python -m benchmarks.serve --write
 
 clients: $(VENV)/dev models  ## clients that know nothing of Paragone, unchanged, against its server

@@ -172,8 +172,8 @@ def main(turns: int, write: bool) -> None:
     here = describe_machine()
     lines = [
         f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']}; `make bench-kernels`,",
-        f"medians of {turns} turns ({min(turns, LONG_TURNS)} with prompts of 4,096) of seconds. SmolLM2-135M",
-        "where nothing else is said.",
+        f"medians of {turns} turns of seconds, of prompts of 4,096 at most {LONG_TURNS}. SmolLM2-135M where",
+        "nothing else is said.",
         "",
         *table(
             ["tokens/s", "1 sequence", "16", "64", "prompt of 512", "of 4,096"],

@@ -19,11 +19,11 @@ from typing import Any
 
 import paragone
 from benchmarks.arrivals import Arrival, poisson, serve
+from benchmarks.turns import TIMES
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.selftest import price
 
 PROMPT = "The key advancements in quantum computing in the last five years are"
-TIMES = {1: 2, 16: 3, 64: 3}
 EDIT = """Rewrite the following text and change nothing but the name of the day:
 
 The ferry was late again on Thursday. The captain said that the fog had come down over the harbour before

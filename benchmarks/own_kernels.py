@@ -47,7 +47,7 @@ FIGURES = {"prefill": prefill, "decode": decode, "seq": equal_requests}
 
 
 def of_the_model(model: Any) -> Measured:
-    """Bytes and operations of a token, and the peak of memory: asked for first."""
+    """Bytes and operations of a token, and the peak of memory, as long as nothing else has run."""
     model.engine_config = EngineConfig(find_prefixes=False)
     model.generate(list(range(100, 612)), max_tokens=64, ignore_eos=True)
     over = peak_memory_bytes() - model.decoder.weight_bytes - model.decoder.spec.kv_bytes(576, 2)
@@ -58,16 +58,16 @@ def of_the_model(model: Any) -> Measured:
 def main(path: str, precision: str) -> None:
     model = paragone.load(path, precision=precision)  # type: ignore[arg-type]
     model.generate("The sky is", max_tokens=8)
-    size, described = model.decoder.decode_bytes, of_the_model(model)
+    described = of_the_model(model)
+    size = model.decoder.decode_bytes
     machine = Machine(size)
 
-    def measure(figure: str) -> Measured:
-        if figure == "model":
+    def measure(kind: str, number: int) -> Measured:
+        if kind == "model":
             return described
-        kind = figure.rstrip("0123456789")
-        rate, rates = machine.around(lambda: FIGURES[kind](model, int(figure[len(kind) :])))
+        rate, rates = machine.around(lambda: FIGURES[kind](model, number))
         return {
-            "rate": rate, "most": bounds(model, rates)[figure], "read": rates.read,
+            "rate": rate, "most": bounds(model, rates)[f"{kind}{number}"], "read": rates.read,
             "share": rate * size / rates.read, "int4": rates.int4, "int8": rates.int8, "bf16": rates.floats,
         }  # fmt: skip
 

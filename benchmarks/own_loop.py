@@ -43,7 +43,7 @@ def rate(model: Any, clients: int, seconds: float, tokens: int) -> float:
 def main(path: str, precision: str, seconds: str, tokens: str) -> None:
     model = paragone.load(path, precision=precision)  # type: ignore[arg-type]
     model.generate("The sky is", max_tokens=8)
-    answer(lambda clients: {"rate": rate(model, int(clients), float(seconds), int(tokens))})
+    answer(lambda _, clients: {"rate": rate(model, clients, float(seconds), int(tokens))})
 
 
 if __name__ == "__main__":

@@ -75,15 +75,16 @@ def decode(session: Session, sequences: int) -> float:
 
 
 def turns(path: str) -> None:
-    sessions: dict[str, Session] = {}
+    sessions: dict[tuple[str, int], Session] = {}
 
-    def measure(figure: str) -> Measured:
-        kind = figure.rstrip("0123456789")
-        count = int(figure[len(kind) :])
-        if figure not in sessions:
-            sessions[figure] = Session(path, *((1, count + 64) if kind == "prefill" else (count, 256)))
-        sessions[figure].clear()
-        return {"rate": (prefill if kind == "prefill" else decode)(sessions[figure], count)}
+    def measure(kind: str, number: int) -> Measured:
+        if (kind, number) not in sessions:
+            sessions[kind, number] = Session(
+                path, *((1, number + 64) if kind == "prefill" else (number, 256))
+            )
+        session = sessions[kind, number]
+        session.clear()
+        return {"rate": (prefill if kind == "prefill" else decode)(session, number)}
 
     answer(measure)
 

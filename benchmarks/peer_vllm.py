@@ -16,14 +16,13 @@ from functools import partial
 from typing import Any
 
 from benchmarks.arrivals import Arrival, poisson, serve
-from benchmarks.turns import Measured, answer
+from benchmarks.turns import TIMES, Measured, answer
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 # By itself it leaves one of two processors to its scheduler, and reads prompts half as fast.
 os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
 PROMPT = "The key advancements in quantum computing in the last five years are"
-TIMES = {1: 2, 16: 3, 64: 3}
 
 
 def mixed(llm: Any, count: int, rate: float) -> dict[str, float]:
@@ -70,10 +69,8 @@ def prefill(llm: Any, length: int) -> float:
     return length / (time.perf_counter() - begin)
 
 
-def measure(llm: Any, figure: str) -> Measured:
-    kind = figure.rstrip("0123456789")
-    of = {"seq": equal_requests, "prefill": prefill}[kind]
-    return {"rate": of(llm, int(figure[len(kind) :]))}
+def measure(llm: Any, kind: str, number: int) -> Measured:
+    return {"rate": {"seq": equal_requests, "prefill": prefill}[kind](llm, number)}
 
 
 def main(mode: str, folder: str, *numbers: str) -> None:

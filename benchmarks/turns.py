@@ -15,6 +15,7 @@ from types import TracebackType
 
 HERE = Path(__file__).parent
 STEPS = {1: 128, 16: 48, 64: 24}  # of decoding, by sequences
+TIMES = {1: 2, 16: 3, 64: 3}  # of which the best counts, by equal requests at once
 Measured = dict[str, float]
 Turn = dict[str, Measured]  # by the engine's name
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}
@@ -67,7 +68,9 @@ def in_turn(engines: dict[str, Engine], figure: str, turns: int) -> list[Turn]:
     return found[1:]
 
 
-def answer(measure: Callable[[str], Measured]) -> None:
-    """Measures what each line of standard input names, until its end."""
+def answer(measure: Callable[[str, int], Measured]) -> None:
+    """Measures what each line of standard input names (a kind and a number, decode16), until its end."""
     for line in sys.stdin:
-        print(json.dumps(measure(line.strip())), flush=True)
+        figure = line.strip()
+        kind = figure.rstrip("0123456789")
+        print(json.dumps(measure(kind, int(figure[len(kind) :] or 0))), flush=True)

@@ -27,9 +27,7 @@ def test_dequantised_bits_equal_the_gguf_package(kind):
     raw = rng.integers(0, 256, (512, 3 * kind.type_size), dtype=np.uint8)
     with np.errstate(all="ignore"):
         want, got = dequantize(raw, gguf.GGMLQuantizationType(kind.code)), kind.dequantize(raw)
-    if (
-        kind.name == "IQ1_S"
-    ):  # in three numbers and a minimum, which have no infinities and no zero below zero
+    if kind.name == "IQ1_S":  # three numbers and a minimum, which have no infinities and no zero below zero
         there = np.isfinite(want) & (want != 0)
         assert there.mean() > 0.9
         want, got = want[there], got[there]

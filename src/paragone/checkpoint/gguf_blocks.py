@@ -6,8 +6,8 @@ stored bit, so that later stages may keep the integers. gguf_codebooks.py has th
 entries of a codebook, gguf_types.py the table of all.
 
 Source: the reference decoders in ggml (ggml-quants.c) and the `gguf` package, to which the products are
-bit-equal. Shapes below: n blocks, G groups a block, g weights a group. What a
-block consists of is said in ggml's names: d, m and dmin are float16, the others bytes.
+bit-equal. Shapes below: n blocks, G groups a block, g weights a group. What a block consists of is said in
+ggml's names: d, m and dmin are float16, the others bytes.
 """
 
 from dataclasses import dataclass
@@ -153,7 +153,7 @@ def iq4_xs(b: U8) -> Groups:
 
 
 def mxfp4(b: U8) -> Groups:
-    """e, qs[16]"""
+    """e, qs[16]; e is a power of two, which packed weights keep from 2^-24 to 2^15."""
     exponent = b[:, :1].astype(np.int32) - 128  # of two; the levels are doubled
     return Groups(MX_LEVELS[nibbles(b[:, 1:], 16)].reshape(-1, 1, 32), np.ldexp(np.float32(1), exponent))
 

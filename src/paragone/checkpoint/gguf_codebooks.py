@@ -56,7 +56,8 @@ def _with_parity(seven: NDArray[np.unsignedinteger]) -> U8:
     return (seven | (parity & 1) << seven.dtype.type(7)).astype(np.uint8)
 
 
-def _quarter_steps(d: F32, codes: NDArray[np.unsignedinteger], step: float) -> F32:
+def _scales(d: F32, codes: NDArray[np.unsignedinteger], step: float) -> F32:
+    """Scales of half a step and so many more."""
     return d * (np.float32(0.5) + codes.astype(np.float32)) * np.float32(step)
 
 
@@ -65,7 +66,7 @@ def iq2_xxs(b: U8) -> Groups:
     words = _words(b[:, 2:], "<u4")
     entries = codebook("IQ2_XXS")[np.ascontiguousarray(words[:, 0::2]).view(np.uint8)]
     signs = _with_parity(_bits(words[:, 1::2], range(0, 28, 7), 127))
-    scale = _quarter_steps(half(b[:, :2]), words[:, 1::2] >> np.uint32(28), 0.25)
+    scale = _scales(half(b[:, :2]), words[:, 1::2] >> np.uint32(28), 0.25)
     return Groups(_signed(entries, signs, 32), scale)
 
 
@@ -73,7 +74,7 @@ def iq2_xs(b: U8) -> Groups:
     """d, qs[32] of 9 bits and seven signs, scales[8]"""
     words = _words(b[:, 2:66], "<u2")
     entries = codebook("IQ2_XS")[words & np.uint16(511)]
-    scale = _quarter_steps(half(b[:, :2]), _bits(b[:, 66:], range(0, 8, 4), 15), 0.25)
+    scale = _scales(half(b[:, :2]), _bits(b[:, 66:], range(0, 8, 4), 15), 0.25)
     return Groups(_signed(entries, _with_parity(words >> np.uint16(9)), 16), scale)
 
 
@@ -81,7 +82,7 @@ def iq2_s(b: U8) -> Groups:
     """d, qs[32], signs[32], qh[8], scales[8]"""
     high = _bits(b[:, 66:74], range(0, 8, 2), 3).astype(np.uint16)
     entries = codebook("IQ2_S")[b[:, 2:34] | high << np.uint16(8)]
-    scale = _quarter_steps(half(b[:, :2]), _bits(b[:, 74:], range(0, 8, 4), 15), 0.25)
+    scale = _scales(half(b[:, :2]), _bits(b[:, 74:], range(0, 8, 4), 15), 0.25)
     return Groups(_signed(entries, b[:, 34:66], 16), scale)
 
 
@@ -89,7 +90,7 @@ def iq3_xxs(b: U8) -> Groups:
     """d, qs[64], eight times 32 bits: four times seven signs, and a scale"""
     words = _words(b[:, 66:], "<u4")
     signs = _with_parity(_bits(words, range(0, 28, 7), 127))
-    scale = _quarter_steps(half(b[:, :2]), words >> np.uint32(28), 0.5)
+    scale = _scales(half(b[:, :2]), words >> np.uint32(28), 0.5)
     return Groups(_signed(codebook("IQ3_XXS")[b[:, 2:66]], signs, 32), scale)
 
 
@@ -116,8 +117,8 @@ def iq1_m(b: U8) -> Groups:
     words = _words(b[:, 48:], "<u2")  # three bits for each of four scales, and four of the block's
     d = np.bitwise_or.reduce((words & 0xF000) >> np.array([12, 8, 4, 0], dtype=np.uint16), axis=1)
     steps = (2 * _bits(words, range(0, 12, 3), 7) + 1).astype(np.float32)
-    nibbles = _bits(b[:, 32:48], range(0, 8, 4), 15).astype(np.uint16)
-    entries = codebook("IQ1")[b[:, :32] | (nibbles & 7) << np.uint16(8)]
-    direction = np.where(nibbles & 8, np.int8(-1), np.int8(1))
+    fours = _bits(b[:, 32:48], range(0, 8, 4), 15).astype(np.uint16)
+    entries = codebook("IQ1")[b[:, :32] | (fours & 7) << np.uint16(8)]
+    direction = np.where(fours & 8, np.int8(-1), np.int8(1))
     q = 8 * entries + direction[:, :, None]
     return Groups(q.reshape(-1, 16, 16), half(d.view(np.uint8).reshape(-1, 2)) * steps / np.float32(8))
