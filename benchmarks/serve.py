@@ -197,8 +197,13 @@ def recovery() -> Measured:
 
 
 def engine_of(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return next(int(c) for c in children if b"serve.worker" in Path(f"/proc/{c}/cmdline").read_bytes())
+    """The only process that the server's fork server has forked."""
+
+    def children(parent: int) -> list[int]:
+        return list(map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()))
+
+    forks = (c for c in children(pid) if b"fork_server" in Path(f"/proc/{c}/cmdline").read_bytes())
+    return children(next(forks))[0]
 
 
 @click.command()

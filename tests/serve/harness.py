@@ -47,6 +47,11 @@ def events_of(data: bytes) -> list[Any]:
     return [json.loads(line[6:]) for line in lines if line != "data: [DONE]"]
 
 
+def children(pid: int) -> list[int]:
+    """The processes that one has started."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 @dataclass
 class Server:
     process: subprocess.Popen[bytes]
@@ -129,12 +134,17 @@ class Server:
             assert time.monotonic() < deadline, state
             time.sleep(0.01)
 
+    def fork_server_pid(self) -> int:
+        (found,) = (
+            pid
+            for pid in children(self.process.pid)
+            if b"paragone.serve.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        return found
+
     def engine_pid(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for pid in map(int, children):
-            if b"paragone.serve.worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-        raise AssertionError("no engine's process")
+        (found,) = children(self.fork_server_pid())
+        return found
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 40.0) -> int:
         if self.process.poll() is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.harness import events_of, serving
+from tests.serve.harness import children, events_of, serving
 
 OPTIONS = "--kv-cache-mb", "64"
 
@@ -197,11 +197,11 @@ def test_nothing_is_left_of_it(own, number):
     server = own()
     engine = server.engine_pid()
     pid = server.process.pid
-    children = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    assert engine in children
+    family = [*children(pid), engine]
+    assert server.fork_server_pid() in family
     server.stop(number)
     deadline = time.monotonic() + 5
-    while any(os.path.exists(f"/proc/{pid}") and b"Z" not in _state(pid) for pid in children):
+    while any(os.path.exists(f"/proc/{pid}") and b"Z" not in _state(pid) for pid in family):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -222,6 +222,34 @@ def test_an_engine_that_ends_too_often(own):
     os.kill(server.engine_pid(), signal.SIGKILL)
     assert server.process.wait(10) == 70
     assert server.events("given_up")
+
+
+def test_another_engine_needs_no_import(own):
+    """It is forked: it has the parent that the first had."""
+    server = own()
+    first, parent = server.engine_pid(), server.fork_server_pid()
+    os.kill(first, signal.SIGSEGV)
+    server.wait_until_ready(30)
+    assert server.engine_pid() != first
+    assert server.fork_server_pid() == parent
+    assert [event["exit_code"] for event in server.events("engine_ended")] == [-signal.SIGSEGV]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_engines_are_forked_from_is_lost(own, number):
+    """Gone, it takes its engine with it; stopped, it does not answer when that ends. There is another."""
+    server = own()
+    parent, engine = server.fork_server_pid(), server.engine_pid()
+    os.kill(parent, number)
+    if number == signal.SIGSTOP:
+        os.kill(engine, signal.SIGKILL)
+    deadline = time.monotonic() + 15
+    while not server.events("engine_ended"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    server.wait_until_ready(30)
+    assert server.fork_server_pid() != parent
+    assert _state(parent) == _state(engine) == b"Z", "neither is left"
 
 
 def test_an_engine_that_hangs(own):
@@ -255,7 +283,7 @@ def test_an_engine_that_hangs_while_nobody_stays(own):
 def test_a_stream_whose_time_is_over(own):
     """What has come stays, an error says why it ends, and it does not look complete."""
     server = own("--max-num-seqs", "2")
-    found = server.complete(stream=True, max_tokens=1000, ignore_eos=True, timeout=0.5)
+    found = server.complete(stream=True, n=16, max_tokens=480, ignore_eos=True, timeout=0.5)
     assert found.status == 200
     assert found.events[0]["choices"]
     assert found.events[-1]["error"]["code"] == "timeout"
@@ -264,7 +292,10 @@ def test_a_stream_whose_time_is_over(own):
 
 
 def test_health_while_there_is_no_engine(own):
+    """The first time another is there at once, the second time after half a second."""
     server = own()
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    server.wait_until_ready(30)
     os.kill(server.engine_pid(), signal.SIGKILL)
     seen = set()
     deadline = time.monotonic() + 5

@@ -12,7 +12,7 @@ from paragone.cli.shared import batch_options, engine_config, note_kernels
 from paragone.errors import BadConfiguration
 
 if TYPE_CHECKING:
-    from paragone.serve.process import EngineProcess
+    from paragone.serve.process import ForkServer
 
 
 @click.command("serve")
@@ -81,13 +81,13 @@ def command(models: tuple[str, ...], **options: Any) -> int:
     if options["print_limits"]:
         click.echo(_server().print_limits())
         return 0
-    from paragone.serve.process import EngineProcess
+    from paragone.serve.process import ForkServer
 
-    process = EngineProcess.start()
+    forks = ForkServer()
     try:
-        return _serve(models, options, process)
+        return _serve(models, options, forks)
     finally:
-        process.kill()
+        forks.kill()
 
 
 def _server() -> Any:
@@ -98,7 +98,7 @@ def _server() -> Any:
         raise BadConfiguration(f"{err.name} is not installed: pip install 'paragone[serve]'") from None
 
 
-def _serve(models: tuple[str, ...], options: dict[str, Any], process: "EngineProcess") -> int:
+def _serve(models: tuple[str, ...], options: dict[str, Any], forks: "ForkServer") -> int:
     """Serves until it is told to stop; the exit code."""
     server = _server()
     certificate, key = _certificate(options)
@@ -124,7 +124,7 @@ def _serve(models: tuple[str, ...], options: dict[str, Any], process: "EnginePro
     note_kernels()
     engine = asdict(engine_config(options))
     served = server.served_models(found)
-    return int(server.Service(config, served, engine, process).run())
+    return int(server.Service(config, served, engine, forks).run())
 
 
 def _find(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""The other end of the engine's process: starts it, talks to it, kills it where it hangs, starts it again."""
+"""The other end of the engine's process: has it forked, talks to it, kills it where it hangs, has another."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ from paragone.serve.messages import (
     Unload,
     frame,
 )
-from paragone.serve.process import EngineProcess
+from paragone.serve.process import ForkServer
 
 CHECK_EVERY_S = 0.5
 
@@ -85,10 +85,7 @@ class EngineLink(asyncio.Protocol):
     """One engine's process. `on_loaded` hears of models, `on_step` of every step, `on_down` when the process
     has ended and `on_up` when there is a new one; `on_given_up` when it ended too often."""
 
-    def __init__(
-        self, log: Log, step_seconds: float = limits.STEP_SECONDS, started: EngineProcess | None = None
-    ) -> None:
-        """`started` is a process that nobody talks to yet; without it one is started."""
+    def __init__(self, log: Log, forks: ForkServer, step_seconds: float = limits.STEP_SECONDS) -> None:
         self.log, self.step_seconds = log, step_seconds
         self.on_loaded: Callable[[Loaded | LoadFailed], None] = lambda _: None
         self.on_step: Callable[[Step], None] = lambda _: None
@@ -100,7 +97,7 @@ class EngineLink(asyncio.Protocol):
         self.restarts = 0
         self.up = False  # there is a process; it may still be starting
         self.alive = False  # it has spoken
-        self._started, self._engine = started, started
+        self._forks = forks
         self._transport: asyncio.Transport | None = None
         self._frames = Frames(FromEngine)
         self._ends: deque[float] = deque()
@@ -121,10 +118,9 @@ class EngineLink(asyncio.Protocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _spawn(self) -> None:
-        engine, self._started = self._started or EngineProcess.start(), None
-        self._engine = engine
+        channel = self._forks.fork()
         self._frames, self._heard = Frames(FromEngine), time.monotonic()
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=engine.channel)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=channel)
         self.up = True
         self.on_up()
 
@@ -138,7 +134,7 @@ class EngineLink(asyncio.Protocol):
                 self._receive(message)
         except MalformedData as err:
             self.log.event("engine_message", level="error", error=str(err))
-            self._kill()
+            self._hang_up()
 
     def _receive(self, message: Any) -> None:
         if isinstance(message, Step):
@@ -185,14 +181,16 @@ class EngineLink(asyncio.Protocol):
             stream.fail(
                 ApiError(500, "engine_error", "the engine's process ended; it is being started again")
             )
-        self._kill()
         if self._closing:
             return
         self.on_down()
         self._keep(self._restart(len(failed)))
 
+    async def _end(self) -> int | None:
+        return await asyncio.get_running_loop().run_in_executor(self._reaper, self._forks.end)
+
     async def _restart(self, lost: int) -> None:
-        code = await asyncio.get_running_loop().run_in_executor(self._reaper, self._reap)
+        code = await self._end()
         now = time.monotonic()
         self._ends.append(now)
         while self._ends and now - self._ends[0] > limits.ENGINE_RESTART_WINDOW_S:
@@ -212,9 +210,6 @@ class EngineLink(asyncio.Protocol):
             await asyncio.sleep(1.0)
             await self._restart(0)
 
-    def _reap(self) -> int | None:
-        return None if self._engine is None else self._engine.process.wait()
-
     async def _watch(self) -> None:
         """Kills a process that says nothing though it has work, or was told that it has none any more."""
         while True:
@@ -225,11 +220,12 @@ class EngineLink(asyncio.Protocol):
             elif now - self._heard > self.step_seconds and self.up:
                 self.log.event("engine_hangs", level="error", seconds=round(now - self._heard, 1))
                 self._heard = now
-                self._kill()
+                self._hang_up()
 
-    def _kill(self) -> None:
-        if self._engine is not None:
-            self._engine.kill()
+    def _hang_up(self) -> None:
+        """Has the process killed: whoever waits for it is told at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def _tell(self, message: ToEngine) -> None:
         if self._transport is not None:
@@ -275,11 +271,12 @@ class EngineLink(asyncio.Protocol):
         stream.ended = True
 
     async def close(self) -> None:
-        """Ends the process."""
-        self._closing = True
+        """Ends the process, and the one that it is from."""
+        self._closing, alive = True, self.alive
         for task in self._tasks:
             task.cancel()
         if self._transport is not None:
             self._transport.close()
-        self._kill()
-        await asyncio.get_running_loop().run_in_executor(self._reaper, self._reap)
+        if alive:
+            await self._end()
+        self._forks.kill()

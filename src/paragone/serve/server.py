@@ -32,7 +32,7 @@ from paragone.serve.logs import Level, Log
 from paragone.serve.messages import Loaded, LoadFailed
 from paragone.serve.metrics import Metrics
 from paragone.serve.models import Models, ServedModel
-from paragone.serve.process import EngineProcess
+from paragone.serve.process import ForkServer
 from paragone.serve.protocol import GuardedProtocol
 from paragone.serve.state import State
 from paragone.text.chat import RENDERER
@@ -91,9 +91,9 @@ class Service(uvicorn.Server):
         config: ServeConfig,
         models: list[ServedModel],
         engine: dict[str, int | bool | None],
-        process: EngineProcess | None = None,
+        forks: ForkServer,
     ) -> None:
-        """`engine` are fields of EngineConfig, `process` is the engine's where it has been started already.
+        """`engine` are fields of EngineConfig, `forks` is where its process comes from.
         Raises BadConfiguration where it would be open to strangers without keys."""
         self.settings = config
         self.store = KeyStore(config.key_file)
@@ -106,7 +106,7 @@ class Service(uvicorn.Server):
         if ring is not None and not len(ring):
             raise BadConfiguration("there are no keys: `paragone keys create NAME` makes one")
         log = Log(config.log_format, config.log_level)
-        link = EngineLink(log, config.step_seconds, process)
+        link = EngineLink(log, forks, config.step_seconds)
         served = Models(
             link, models, engine, log, max_model_len=config.max_model_len, memory_bytes=config.memory_bytes,
             keep_packed=config.keep_packed,

@@ -1,29 +1,33 @@
 """The engine's process: takes requests from a socket, steps the engines of all loaded models in turn.
 
-    python -m paragone.serve.worker FD
-
-Nothing else runs in its main thread, so that a step is never late: a thread reads the socket, another loads
-models and compiles grammars. Where the other end of the socket is gone, the process ends.
+fork_server.py makes it. Nothing else runs in its main thread, so that a step is never late: a thread reads
+the socket, others load models and compile grammars. Where the other end of the socket is gone, the process
+ends.
 """
 
 import contextlib
 import ctypes
+import gc
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from paragone import limits
+from paragone.engine.config import EngineConfig
+from paragone.engine.engine import Engine
+from paragone.engine.load import load_model
+from paragone.engine.request import Request
 from paragone.errors import MalformedData, message_of
 from paragone.serve.gather import Gathered, interval
+from paragone.serve.grammar import Grammars
 from paragone.serve.messages import (
     Abort,
     Aborted,
@@ -45,7 +49,6 @@ from paragone.serve.messages import (
     params_from_wire,
 )
 
-PR_SET_PDEATHSIG = 1
 RESIDENT_EVERY_S = 0.5
 ALIVE_EVERY_S = 0.5  # while a prompt is read there is nothing else to say
 GONE = object()  # in the line of messages: there is nobody at the other end
@@ -55,8 +58,8 @@ GONE = object()  # in the line of messages: there is nobody at the other end
 class Running:
     """A loaded model with its engine; its requests by their number in the engine."""
 
-    engine: Any
-    grammars: Any
+    engine: Engine
+    grammars: Grammars
     requests: dict[int, int] = field(default_factory=dict)
     left: dict[int, int] = field(default_factory=dict)  # answers that have not ended, by engine's number
     scored: set[int] = field(default_factory=set)  # whose prompts' log-probabilities are still to be sent
@@ -80,7 +83,6 @@ class Worker:
     def run(self) -> None:
         """Until the other end is gone."""
         self._send(Begun())
-        self._loader.submit(_import_engine)
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         while True:
             busy = [name for name, model in self._models.items() if model.engine.has_work()]
@@ -134,18 +136,10 @@ class Worker:
         self._line.put(work())
 
     def _load(self, load: Load) -> Callable[[], None]:
-        from dataclasses import replace
-
-        from paragone.engine.load import load_model
-
         begin = time.perf_counter()
         try:
             precision: Any = load.precision
             model = load_model(Path(load.path), load.name, precision, keep_packed=load.keep_packed)
-            from paragone.engine.config import EngineConfig
-            from paragone.engine.engine import Engine
-            from paragone.serve.grammar import Grammars
-
             spec = model.decoder.spec
             if load.max_model_len is not None and load.max_model_len < spec.max_position_embeddings:
                 model.decoder.spec = replace(spec, max_position_embeddings=load.max_model_len)
@@ -174,8 +168,6 @@ class Worker:
         return ready
 
     def _unload(self, name: str) -> None:
-        import gc
-
         if name in self._models:
             for request in [r for r, (model, _) in self._numbers.items() if model == name]:
                 self._abort(request)
@@ -185,18 +177,15 @@ class Worker:
                 ctypes.CDLL(None).malloc_trim(0)
 
     def _submit(self, submit: Submit) -> None:
-        if submit.grammar is None:
-            self._add(submit, None)
-            return
-        model = self._models.get(submit.model)
-        if model is None:
+        model, source = self._models.get(submit.model), submit.grammar
+        if source is None or model is None:
             self._add(submit, None)
             return
         grammars = model.grammars
 
         def compiled() -> Callable[[], None]:
             try:
-                grammar = grammars.compiled(submit.grammar)
+                grammar = grammars.compiled(source)
             except Exception as err:
                 refused = Refused(submit.request, type(err).__name__, message_of(err))
                 return lambda: self._send(refused)
@@ -210,8 +199,6 @@ class Worker:
         self._compiling[submit.request] = self._compiler.submit(self._later, compiled)
 
     def _add(self, submit: Submit, grammar: Any) -> None:
-        from paragone.engine.request import Request
-
         model = self._models.get(submit.model)
         try:
             if model is None:
@@ -313,36 +300,9 @@ def _delta(request: int, chunk: Any, scores: tuple[Logprob, ...]) -> Delta:
     )
 
 
-def _import_engine() -> None:
-    """What loading a model needs, before one is asked for."""
-    import paragone.engine.engine
-    import paragone.engine.load
-    import paragone.serve.grammar  # noqa: F401
-
-
 def _resident_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def main() -> None:
-    """Serves the socket whose number is the argument."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the other process decides when this one ends
-        signal.signal(ignored, signal.SIG_IGN)
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    try:
-        Worker(channel).run()
-    except BrokenPipeError:
-        pass
-    finally:
-        sys.stderr.flush()
-    os._exit(0)  # threads that load or compile must not keep it
-
-
-if __name__ == "__main__":
-    main()
