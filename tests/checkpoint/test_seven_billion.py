@@ -11,7 +11,7 @@ from benchmarks.seven_billion import A_LAYER, PARAMETERS, load_apart, make
 
 from paragone.engine.inspect import inspect_model
 
-LAYERS = 8
+LAYERS = 5
 
 
 @pytest.fixture

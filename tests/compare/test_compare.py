@@ -155,6 +155,7 @@ def test_what_fails_beside_speed_does_not_cost_the_speed(home, monkeypatch, caps
         return real(candidate, settings, task, progress)
 
     monkeypatch.setattr(measure_module, "_run", run_but_quality)
+    monkeypatch.setattr(measure_module, "bundled_texts", lambda: {"short": "The ferry was late again. " * 8})
     assert run(["compare", f"{SMOL}:bf16", f"{SMOL}:int4", "--prefer", "speed", *FAST_FLAGS]) == 0
     printed = capsys.readouterr().out
     assert "quality failed: no room for log-probabilities" in printed

@@ -205,10 +205,10 @@ def test_real_weights(smollm2_path):
         "def add(a, b):\n    return",
         "Water boils at",
     ]
-    asked = [Request(model.encode(t), SamplingParams(max_tokens=16)) for t in texts * 4]
+    asked = [Request(model.encode(t), SamplingParams(max_tokens=10)) for t in texts * 3]
     engine = Engine(model.decoder, model.tokenizer)
     answers = run_all(engine, asked)
-    alone = [model.generate(t, max_tokens=16) for t in texts] * 4
+    alone = [model.generate(t, max_tokens=10) for t in texts] * 3
     assert [a.text for a in answers] == [b.text for b in alone]
     assert [a.token_ids for a in answers] == [b.token_ids for b in alone]
     assert engine.stats is not None

@@ -15,8 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from paragone.serve.process import ForkServer
 
 STARTS_WITHIN_S = 60.0
+# Two would mostly wait for each other where other tests and clients are at work beside a small model.
+ONE_THREAD = {"PARAGONE_THREADS": "1"}
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Server:
     model: str
     key: str | None = None
     raw: list[bytes] = field(default_factory=list)
+    forks_pid: int | None = None  # where that is not its child
 
     @property
     def url(self) -> str:
@@ -135,6 +141,8 @@ class Server:
             time.sleep(0.01)
 
     def fork_server_pid(self) -> int:
+        if self.forks_pid is not None:
+            return self.forks_pid
         (found,) = (
             pid
             for pid in children(self.process.pid)
@@ -156,16 +164,59 @@ class Server:
         return [line for line in self.lines if line["event"] == name]
 
 
+class Forks:
+    """What engines of short-lived servers are forked from (launch.py), for as many servers at once as it is
+    asked for. Importing PyTorch takes longer than most of what is tried."""
+
+    def __init__(self) -> None:
+        self._all: list[ForkServer] = []
+        self._free: list[ForkServer] = []
+
+    def prepare(self, count: int) -> None:
+        """For the main thread: what another thread starts ends with that."""
+        while len(self._all) < count:
+            with mock.patch.dict(os.environ, ONE_THREAD):
+                self._all.append(ForkServer())
+            self._free.append(self._all[-1])
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[ForkServer]:
+        """One that nobody else has."""
+        forks = self._free.pop()
+        try:
+            yield forks
+        finally:
+            self._free.append(forks)
+
+
+FORKS = Forks()
+
+
 @contextlib.contextmanager
 def serving(
-    *arguments: str, model: str, home: Path | None = None, key: str | None = None
+    *arguments: str, model: str, home: Path | None = None, key: str | None = None, lent: bool = False
 ) -> Iterator[Server]:
-    """A server that takes requests for `model`; it is gone afterwards."""
-    environment = dict(os.environ)
+    """A server that takes requests for `model`; it is gone afterwards. `lent`: its engines are forked from
+    what the tests have (FORKS)."""
+    environment = os.environ | (ONE_THREAD if "tiny" in model else {})
     if home is not None:
         environment["PARAGONE_HOME"] = str(home)
-    command = [sys.executable, "-m", "paragone", "serve", "--port", "0", "--log-format", "json", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
+    starts, passed, forks_pid = ["paragone", "serve"], [], None
+    with contextlib.ExitStack() as stack:
+        if lent:
+            forks = stack.enter_context(FORKS.lent())
+            passed, forks_pid = [forks._control.fileno()], forks._process.pid
+            starts = ["tests.serve.launch", str(*passed)]
+        command = [sys.executable, "-m", *starts, "--port", "0", "--log-format", "json", *arguments]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, pass_fds=passed)
+        yield stack.enter_context(answering(process, model, key, forks_pid))
+
+
+@contextlib.contextmanager
+def answering(
+    process: subprocess.Popen[bytes], model: str, key: str | None, forks_pid: int | None
+) -> Iterator[Server]:
+    """The server of a process, once it takes requests; the process is gone afterwards."""
     lines: list[dict[str, Any]] = []
     raw: list[bytes] = []
     listening = threading.Event()
@@ -186,7 +237,7 @@ def serving(
         url = next((line["url"] for line in lines if line["event"] == "listening"), None)
         assert url is not None, b"".join(raw).decode()
         scheme, _, rest = url.partition("://")
-        server = Server(process, int(rest.rpartition(":")[2]), scheme, lines, model, key, raw)
+        server = Server(process, int(rest.rpartition(":")[2]), scheme, lines, model, key, raw, forks_pid)
         server.wait_until_ready()
         yield server
     finally:

@@ -191,7 +191,7 @@ def test_time_does_not_tell_what_others_have_asked(guarded):
 
         known, fresh, own = [], [], []
         for turn in range(1000):
-            asked, unasked = ([random.randrange(256) for _ in range(900)] for _ in range(2))
+            asked, unasked = ([random.randrange(256) for _ in range(450)] for _ in range(2))
             seconds(one, asked)
             for times, prompt in random.sample([(known, asked), (fresh, unasked)], 2):
                 times.append(seconds(other, prompt))

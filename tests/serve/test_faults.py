@@ -13,21 +13,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.harness import children, events_of, serving
+from tests.serve.harness import FORKS, children, events_of, serving
 
 OPTIONS = "--kv-cache-mb", "64"
+
+
+def serving_tiny(folder, *more, lent=True):
+    """With engines that have PyTorch from the start, three servers at once at most."""
+    if lent:
+        FORKS.prepare(3)
+    return serving(f"tiny={folder}:bf16", *OPTIONS, *more, model="tiny", lent=lent)
 
 
 @pytest.fixture
 def own(tiny_folder):
     """A server of its own for a test, which may end it."""
     with contextlib.ExitStack() as stack:
+        yield lambda *more: stack.enter_context(serving_tiny(tiny_folder, *more, lent=False))
 
-        def start(*more):
-            arguments = f"tiny={tiny_folder}:bf16", *OPTIONS, *more
-            return stack.enter_context(serving(*arguments, model="tiny"))
 
-        yield start
+@pytest.fixture
+def quick(tiny_folder):
+    """The same, there sooner."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *more: stack.enter_context(serving_tiny(tiny_folder, *more))
 
 
 def test_ten_times_as_many_as_fit(own):
@@ -49,11 +58,11 @@ def test_ten_times_as_many_as_fit(own):
     assert server.complete(max_tokens=1).status == 200
 
 
-def test_the_official_client_comes_through(own):
+def test_the_official_client_comes_through(quick):
     """It tries again by itself where it is refused."""
     import openai
 
-    server = own("--max-num-seqs", "1", "--max-queue", "0")
+    server = quick("--max-num-seqs", "1", "--max-queue", "0")
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=20)
     body = {"model": "tiny", "prompt": "x", "max_tokens": 8}
     with ThreadPoolExecutor(4) as pool:
@@ -103,9 +112,9 @@ def ended_well(status, data):
     return status in (500, 503) and "error" in json.loads(data)
 
 
-def test_told_to_stop(own):
+def test_told_to_stop(quick):
     """Anyone who is asked after it hears that the server goes, and when to come back."""
-    server = own("--drain", "20")
+    server = quick("--drain", "20")
     threads, found = streams(server, 20, wait=True)
     server.process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + 5
@@ -123,11 +132,11 @@ def test_told_to_stop(own):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_ended_at_any_moment(own, seed):
+def test_ended_at_any_moment(quick, tiny_folder, seed):
     """Five servers, so fifty in all: the engine of one is killed three times under load, each is told to stop
     while twenty stream. Whoever waits hears of it at once, and the next request finds a new engine."""
     rng = random.Random(seed)
-    server = own("--drain", "20")
+    server = quick("--drain", "20")
     want = server.complete("Hello", temperature=0).json["choices"]
     for kill in range(3):
         threads, found = streams(server, 8)
@@ -142,9 +151,14 @@ def test_ended_at_any_moment(own, seed):
         server.wait_until_ready(30)
         assert server.complete("Hello", temperature=0).json["choices"] == want
         assert server.machine()["engine_restarts"] == kill + 1
+    servers = [serving_tiny(tiny_folder, "--drain", "20") for _ in range(4)]
+    servers.append(contextlib.nullcontext(server))
+    numbers = [*rng.choices(STOPS, k=4), signal.SIGTERM]
     with ThreadPoolExecutor(2) as pool:  # two at once: a start is mostly waiting
-        stopped = [pool.submit(told_to_stop_at, own, rng.random() * 0.4, s) for s in rng.choices(STOPS, k=4)]
-        stopped.append(pool.submit(told_to_stop_at, lambda *_: server, rng.random() * 0.4, signal.SIGTERM))
+        stopped = [
+            pool.submit(told_to_stop_at, opened, rng.random() * 0.4, number)
+            for opened, number in zip(servers, numbers, strict=True)
+        ]
         for one in stopped:
             one.result()
 
@@ -152,23 +166,23 @@ def test_ended_at_any_moment(own, seed):
 STOPS = signal.SIGTERM, signal.SIGINT
 
 
-def told_to_stop_at(start, moment, number):
+def told_to_stop_at(opened, moment, number):
     """Twenty streams and, after so many seconds, a signal: each of them ends as it should."""
-    server = start("--drain", "20")
-    threads, found = streams(server, 20, tokens=240)  # which take longer than the longest moment
-    time.sleep(moment)
-    server.process.send_signal(number)
-    assert server.process.wait(25) == 0
-    for thread in threads:
-        thread.join(10)
+    with opened as server:
+        threads, found = streams(server, 20, tokens=240)  # which take longer than the longest moment
+        time.sleep(moment)
+        server.process.send_signal(number)
+        assert server.process.wait(25) == 0
+        for thread in threads:
+            thread.join(10)
     assert len(found) == 20
     for status, data, _ in found:
         assert ended_well(status, data) or status == 0, data[-300:]  # came when nobody listened any more
 
 
-def test_not_done_in_time(own):
+def test_not_done_in_time(quick):
     """What is not finished when the time is over is told so; the exit code says that somebody was cut off."""
-    server = own("--drain", "0.2", "--max-num-seqs", "2")
+    server = quick("--drain", "0.2", "--max-num-seqs", "2")
     threads, found = streams(server, 20)
     time.sleep(0.3)
     assert server.stop() == 1
@@ -178,8 +192,8 @@ def test_not_done_in_time(own):
     assert any(b"server_stopped" in data for _, data, _ in found)
 
 
-def test_told_twice(own):
-    server = own("--drain", "60", "--max-num-seqs", "2")
+def test_told_twice(quick):
+    server = quick("--drain", "60", "--max-num-seqs", "2")
     threads, found = streams(server, 20)
     time.sleep(0.3)
     server.process.send_signal(signal.SIGINT)
@@ -252,9 +266,9 @@ def test_what_engines_are_forked_from_is_lost(own, number):
     assert _state(parent) == _state(engine) == b"Z", "neither is left"
 
 
-def test_an_engine_that_hangs(own):
+def test_an_engine_that_hangs(quick):
     """Stopped in its tracks, it says nothing; it is killed, and another takes its place."""
-    server = own("--step-timeout", "1")
+    server = quick("--step-timeout", "1")
     engine = server.engine_pid()
     os.kill(engine, signal.SIGSTOP)
     begin = time.monotonic()
@@ -266,9 +280,9 @@ def test_an_engine_that_hangs(own):
     assert server.events("engine_hangs")
 
 
-def test_an_engine_that_hangs_while_nobody_stays(own):
+def test_an_engine_that_hangs_while_nobody_stays(quick):
     """Whoever asks gives up before the server does, one after the other: it is killed all the same."""
-    server = own("--step-timeout", "2")
+    server = quick("--step-timeout", "2")
     engine = server.engine_pid()
     os.kill(engine, signal.SIGSTOP)
     assert [server.complete(timeout=0.2).status for _ in range(3)] == [504] * 3
@@ -280,9 +294,9 @@ def test_an_engine_that_hangs_while_nobody_stays(own):
     assert server.engine_pid() != engine
 
 
-def test_a_stream_whose_time_is_over(own):
+def test_a_stream_whose_time_is_over(quick):
     """What has come stays, an error says why it ends, and it does not look complete."""
-    server = own("--max-num-seqs", "2")
+    server = quick("--max-num-seqs", "2")
     found = server.complete(stream=True, n=16, max_tokens=480, ignore_eos=True, timeout=0.5)
     assert found.status == 200
     assert found.events[0]["choices"]
@@ -291,9 +305,9 @@ def test_a_stream_whose_time_is_over(own):
     server.idle()
 
 
-def test_health_while_there_is_no_engine(own):
+def test_health_while_there_is_no_engine(quick):
     """The first time another is there at once, the second time after half a second."""
-    server = own()
+    server = quick()
     os.kill(server.engine_pid(), signal.SIGKILL)
     server.wait_until_ready(30)
     os.kill(server.engine_pid(), signal.SIGKILL)

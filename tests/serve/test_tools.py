@@ -259,7 +259,7 @@ def test_a_call_in_every_familys_format(tmp_path, name):
 
 def test_several_calls(server):
     asked = {"tools": [WEATHER, STOP], "tool_choice": "required", "temperature": 1.2, "max_tokens": 300}
-    for seed in range(12):
+    for seed in range(6):
         whole = server.chat("Now", **asked, seed=seed).json["choices"][0]
         streamed = calls_of(server.chat("Now", **asked, seed=seed, stream=True).events)
         calls = [
