@@ -1,19 +1,22 @@
 """A closed loop of clients against any server of OpenAI's completions; run by serve.py.
 
-    python load_client.py PORT MODEL CLIENTS SECONDS TOKENS [retry]
+    python load_client.py PORT MODEL CLIENTS SECONDS TOKENS PID [retry]
 
 Each client asks, reads the stream to its end, and asks again, with a prompt of its own; all of them share one
 thread of a light event loop, for the server is on the same processors. Prints one JSON line: tokens/s over
 the measured seconds (a fifth of them goes by first), time to the first event and between events (seconds:
-p50, p99), statuses, and how long refusals took. An event may have several tokens, or none: how many an answer
+p50, p99), statuses, how long refusals took, and which share of all processors' time these clients and the
+process PID took (besides). An event may have several tokens, or none: how many an answer
 has is known, and its events share them evenly. A refused client waits as Retry-After says where `retry` is
 given.
 """
 
 import asyncio
 import json
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, cast
 
 PATIENCE_S = 20.0  # with the answers that have not ended when the time is over
@@ -121,8 +124,8 @@ class Client(asyncio.Protocol):
 class Load:
     """All of them, and what they saw."""
 
-    def __init__(self, port: int, model: str, tokens: int, *, retry: bool) -> None:
-        self.port, self.model, self.tokens, self.retry = port, model, tokens, retry
+    def __init__(self, port: int, model: str, tokens: int, pid: int, *, retry: bool) -> None:
+        self.port, self.model, self.tokens, self.pid, self.retry = port, model, tokens, pid, retry
         self.over, self.measuring, self.count = False, False, 0.0
         self.open: set[Client] = set()  # whose answers have not ended
         self.turns: dict[int, int] = {}  # how often each client has asked
@@ -166,13 +169,19 @@ class Load:
             if not self.over:
                 asyncio.get_running_loop().call_later(0.2, self.connect, number)
 
+    def processors_time(self) -> float:
+        """Seconds that the process that speaks HTTP, and this one, have computed so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + time.process_time()
+
     async def run(self, clients: int, seconds: float) -> dict[str, Any]:
         for number in range(clients):
             self.connect(number)
         await asyncio.sleep(seconds / 5)
-        self.measuring, begin = True, time.perf_counter()
+        self.measuring, begin, before = True, time.perf_counter(), self.processors_time()
         await asyncio.sleep(seconds * 4 / 5)
         spent = time.perf_counter() - begin
+        besides = (self.processors_time() - before) / (spent * len(os.sched_getaffinity(0)))
         self.measuring, self.over = False, True
         patience = time.perf_counter() + PATIENCE_S
         while self.open and time.perf_counter() < patience:
@@ -188,12 +197,12 @@ class Load:
             "tokens_per_s": self.count / spent,
             "ttft_p50_s": at(self.ttft, 0.5), "ttft_p99_s": at(self.ttft, 0.99),
             "between_p50_s": at(self.between, 0.5), "between_p99_s": at(self.between, 0.99),
-            "refusal_p99_s": at(self.refusals, 0.99), "statuses": self.statuses,
+            "refusal_p99_s": at(self.refusals, 0.99), "statuses": self.statuses, "besides": besides,
         }  # fmt: skip
 
 
-def main(port: str, model: str, clients: str, seconds: str, tokens: str, retry: str = "") -> None:
-    load = Load(int(port), model, int(tokens), retry=bool(retry))
+def main(port: str, model: str, clients: str, seconds: str, tokens: str, pid: str, retry: str = "") -> None:
+    load = Load(int(port), model, int(tokens), int(pid), retry=bool(retry))
     try:
         import uvloop
 

@@ -11,7 +11,6 @@ there, and one at a time is asked; ratios are made turn by turn, and their media
 import contextlib
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -41,6 +40,7 @@ START_SECONDS = 300.0
 SLOW = 9.0  # times as long
 VLLM_TURNS = 2  # at most: it may need minutes for each
 Measured = dict[str, Any]
+Process = subprocess.Popen[bytes]
 
 
 def free_port() -> int:
@@ -66,7 +66,7 @@ def commands(port: int) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def started(name: str, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def started(name: str, *more: str) -> Iterator[tuple[Process, int]]:
     """A server that answers."""
     port = free_port()
     command = [*commands(port)[name], *more]
@@ -106,34 +106,25 @@ def answers(port: int) -> bool:
     return False
 
 
-def load(port: int, clients: int, seconds: float, tokens: int = TOKENS, *more: str) -> Measured:
-    command = [sys.executable, str(HERE / "load_client.py"), str(port), "smollm2", str(clients), str(seconds),
-               str(tokens), *more]  # fmt: skip
+def clients_of(process: Process, port: int, clients: int, seconds: float, *more: str) -> list[str]:
+    """The command that asks a server."""
+    numbers = port, "smollm2", clients, seconds, TOKENS, process.pid
+    return [sys.executable, str(HERE / "load_client.py"), *map(str, numbers), *more]
+
+
+def load(process: Process, port: int, clients: int, seconds: float, *more: str) -> Measured:
+    """`besides` is the share of all processors' time that the process that speaks HTTP and the clients took:
+    the engine wants all of it, and keeps at most the rest."""
+    command = clients_of(process, port, clients, seconds, *more)
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     measured: Measured = json.loads(found.stdout.splitlines()[-1])
     return measured
 
 
-def watched(pid: int, port: int, clients: int, seconds: float) -> Measured:
-    """The same, and `besides`: which share of all processors' time the HTTP process and the clients took.
-    The engine wants all of it, and keeps at most the rest of its speed."""
-
-    def spent() -> float:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return own + children.ru_utime + children.ru_stime
-
-    before, begin = spent(), time.monotonic()
-    measured = load(port, clients, seconds)
-    processors = len(os.sched_getaffinity(0)) * (time.monotonic() - begin)
-    return measured | {"besides": (spent() - before) / processors}
-
-
-def until_a_token(pid: int, port: int, clients: int, seconds: float) -> Measured:
+def until_a_token(process: Process, port: int, clients: int, seconds: float) -> Measured:
     """Of a peer, which may be too slow to give a token within the time: then for longer."""
-    measured = watched(pid, port, clients, seconds)
-    return measured if measured["tokens_per_s"] else watched(pid, port, clients, SLOW * seconds)
+    measured = load(process, port, clients, seconds)
+    return measured if measured["tokens_per_s"] else load(process, port, clients, SLOW * seconds)
 
 
 def in_turns(turns: int, seconds: float) -> dict[int, list[Measured]]:
@@ -153,7 +144,7 @@ def in_turns(turns: int, seconds: float) -> dict[int, list[Measured]]:
             measured: Measured = {}
             for name, (process, port) in servers.items():
                 if name != "vLLM" or turn < VLLM_TURNS:
-                    measured[name] = until_a_token(process.pid, port, clients, seconds)
+                    measured[name] = until_a_token(process, port, clients, seconds)
                 if name == "Paragone":
                     after = engine.measure(str(clients))["rate"]
                     measured["engine"] = {"tokens_per_s": (before + after) / 2}
@@ -162,15 +153,20 @@ def in_turns(turns: int, seconds: float) -> dict[int, list[Measured]]:
     return found
 
 
-def overloaded(seconds: float) -> tuple[Measured, float]:
-    """What ten times as many clients as run see, of whom most are refused, and their share of the tokens that
-    64 alone get just before and just after."""
+def overloaded(seconds: float) -> Measured:
+    """What ten times as many clients as run see, of whom most are refused; their share of the tokens that 64
+    alone get just before and just after, and the most that it could be."""
     print("ten times as many clients as run", file=sys.stderr)
-    with started("Paragone") as (_, port):
-        before = load(port, 64, seconds)["tokens_per_s"]
-        crowd = load(port, OVERLOAD, 2 * seconds, TOKENS, "retry")
-        after = load(port, 64, seconds)["tokens_per_s"]
-    return crowd, crowd["tokens_per_s"] / ((before + after) / 2)
+    with started("Paragone") as (process, port):
+        before = load(process, port, 64, seconds)
+        crowd = load(process, port, OVERLOAD, 2 * seconds, "retry")
+        after = load(process, port, 64, seconds)
+
+    def mean(what: str) -> float:
+        return float(before[what] + after[what]) / 2
+
+    share = crowd["tokens_per_s"] / mean("tokens_per_s")
+    return crowd | {"share": share, "most": (1 - crowd["besides"]) / (1 - mean("besides"))}
 
 
 def recovery() -> Measured:
@@ -181,8 +177,7 @@ def recovery() -> Measured:
         start = time.monotonic() - begin
         for _ in range(3):
             client = subprocess.Popen(
-                [sys.executable, str(HERE / "load_client.py"), str(port), "smollm2", "16", "6", str(TOKENS)],
-                stdout=subprocess.DEVNULL,
+                clients_of(process, port, 16, 6), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             time.sleep(3)
             os.kill(engine_of(process.pid), signal.SIGKILL)
@@ -212,7 +207,7 @@ def engine_of(pid: int) -> int:
 @click.option("--write", is_flag=True)
 def main(turns: int, seconds: float, write: bool) -> None:
     found = in_turns(turns, seconds)
-    (crowd, share), back = overloaded(seconds), recovery()
+    crowd, back = overloaded(seconds), recovery()
 
     def ratio(clients: int, peer: str) -> float | None:
         """None where the peer gave no token within the time."""
@@ -239,9 +234,12 @@ def main(turns: int, seconds: float, write: bool) -> None:
         ]
         for name in names if name != "engine"
     ]  # fmt: skip
+    processors = len(os.sched_getaffinity(0))
+    besides = {n: median(m["Paragone"]["besides"] for m in found[n]) for n in CLIENTS}
     shares = [
         ["of the engine's tokens", *(f"{ratio(n, 'engine'):.0%}" for n in CLIENTS)],
-        ["at most", *(f"{1 - median(m['Paragone']['besides'] for m in found[n]):.0%}" for n in CLIENTS)],
+        ["at most", *(f"{1 - besides[n]:.0%}" for n in CLIENTS)],
+        ["where threads wait", *(f"{1 - processors * besides[n]:.0%}" for n in CLIENTS)],
     ]
     refusal = 1e3 * (crowd["refusal_p99_s"] or 0.0)
     here = describe_machine()
@@ -255,7 +253,8 @@ def main(turns: int, seconds: float, write: bool) -> None:
         "",
         "What is left of the engine's tokens, and the most that could be: the engine computes on all",
         "processors, and the process that speaks HTTP and the clients, who are on the same ones, take the",
-        "rest of their time. The engine alone is measured just before and just after, for half the time",
+        "rest of their time. Where the engine's threads wait for each other, what is taken from one is taken",
+        "from all: the last line. The engine alone is measured just before and just after, for half the time",
         "each.",
         "",
         *table(["", *(f"{n} client{'s' if n > 1 else ''}" for n in CLIENTS)], shares),
@@ -268,8 +267,9 @@ def main(turns: int, seconds: float, write: bool) -> None:
         *table(["", *(f"{what}, {n} clients" for n in (16, 64) for what in
                       ("first p50", "first p99", "between p50", "between p99"))], waits),
         "",
-        f"{OVERLOAD} clients where 64 run and 256 may wait: {share:.0%} of the tokens that 64 clients alone",
-        f"get, refusals within {refusal:.0f} ms (p99), statuses {crowd['statuses']}.",
+        f"{OVERLOAD} clients where 64 run and 256 may wait: {crowd['share']:.0%} of the tokens that 64",
+        f"clients alone get, of at most {crowd['most']:.0%}, refusals within {refusal:.0f} ms (p99),",
+        f"statuses {crowd['statuses']}.",
         "",
         f"The engine's process killed under load: an answer again after {back['recovery_s']:.2f} s; after",
         f"the server's start the first came after {back['start_s']:.2f} s.",
@@ -282,7 +282,7 @@ def main(turns: int, seconds: float, write: bool) -> None:
     line |= {f"seq{n}_vs_llama_server": ratio(n, "llama.cpp") for n in (16, 64)}
     line |= {
         "overload_refusal_p99_ms": round(refusal, 1),
-        "overload_goodput_share": round(share, 3),
+        "overload_goodput_share": round(crowd["share"], 3),
         "recovery_s": round(back["recovery_s"], 2),
     }
     print(json.dumps(line))

@@ -105,8 +105,11 @@ def test_statistics():
 FAST_FLAGS = ["--rounds", "1", "--repetitions", "2", "--prompt-tokens", "32", "--decode-tokens", "4"]
 
 
-def test_a_whole_comparison(home, tmp_path, capsys):
-    """Two precisions, one broken file, the user's text and prompts: table, JSON, HTML, history."""
+def test_a_whole_comparison(home, tmp_path, monkeypatch, capsys):
+    """Two precisions, one broken file, the user's text and prompts: table, JSON, HTML, history. A fourth of
+    each bundled text."""
+    bundled = {name: text[: len(text) // 4] for name, text in measure_module.bundled_texts().items()}
+    monkeypatch.setattr(measure_module, "bundled_texts", lambda: bundled)
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(path_of(SMOLLM2).read_bytes()[:90_000_000])
     (tmp_path / "mine.txt").write_text("A text of mine, about [brackets] & <tags>. " * 8)

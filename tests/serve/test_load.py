@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.serve.harness import serving
 
-SECONDS = float(os.environ.get("PARAGONE_LOAD_SECONDS", "20"))
+SECONDS = float(os.environ.get("PARAGONE_LOAD_SECONDS", "15"))
 CLIENTS = 16
 
 
