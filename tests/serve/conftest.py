@@ -1,6 +1,8 @@
+import contextlib
+
 import pytest
 
-from tests.serve.harness import serving
+from tests.serve.harness import serving, serving_tiny
 from tests.serve.tiny_model import write_tiny_model
 
 
@@ -30,3 +32,17 @@ def smollm2_server(smollm2_path):
     options = "--deterministic", "--kv-cache-mb", "400"
     with serving(f"smollm2={smollm2_path}", *options, model="smollm2") as found:
         yield found
+
+
+@pytest.fixture
+def own(tiny_folder):
+    """A server of its own for a test, which may end it."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *more: stack.enter_context(serving_tiny(tiny_folder, *more, lent=False))
+
+
+@pytest.fixture
+def quick(tiny_folder):
+    """The same, there sooner."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *more: stack.enter_context(serving_tiny(tiny_folder, *more))

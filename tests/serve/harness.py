@@ -244,3 +244,13 @@ def answering(
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+SMALL = "--kv-cache-mb", "64"
+
+
+def serving_tiny(folder: Path, *more: str, lent: bool = True) -> contextlib.AbstractContextManager[Server]:
+    """With engines that have PyTorch from the start, three servers at once at most."""
+    if lent:
+        FORKS.prepare(3)
+    return serving(f"tiny={folder}:bf16", *SMALL, *more, model="tiny", lent=lent)

@@ -1,4 +1,4 @@
-"""Too much work, signals, an engine that dies or hangs (rows 21, 22, 24)."""
+"""Too much work, signals, models that come and go (rows 21, 22, 24)."""
 
 import contextlib
 import http.client
@@ -9,34 +9,10 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from tests.serve.harness import FORKS, children, events_of, serving
-
-OPTIONS = "--kv-cache-mb", "64"
-
-
-def serving_tiny(folder, *more, lent=True):
-    """With engines that have PyTorch from the start, three servers at once at most."""
-    if lent:
-        FORKS.prepare(3)
-    return serving(f"tiny={folder}:bf16", *OPTIONS, *more, model="tiny", lent=lent)
-
-
-@pytest.fixture
-def own(tiny_folder):
-    """A server of its own for a test, which may end it."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *more: stack.enter_context(serving_tiny(tiny_folder, *more, lent=False))
-
-
-@pytest.fixture
-def quick(tiny_folder):
-    """The same, there sooner."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *more: stack.enter_context(serving_tiny(tiny_folder, *more))
+from tests.serve.harness import SMALL, events_of, serving, serving_tiny
 
 
 def test_ten_times_as_many_as_fit(own):
@@ -206,94 +182,6 @@ def test_told_twice(quick):
     assert len(found) == 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_of_it(own, number):
-    server = own()
-    engine = server.engine_pid()
-    pid = server.process.pid
-    family = [*children(pid), engine]
-    assert server.fork_server_pid() in family
-    server.stop(number)
-    deadline = time.monotonic() + 5
-    while any(os.path.exists(f"/proc/{pid}") and b"Z" not in _state(pid) for pid in family):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _state(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-    except OSError:
-        return b"Z"
-
-
-def test_an_engine_that_ends_too_often(own):
-    """A fourth end within a minute is one too many."""
-    server = own()
-    for _ in range(3):
-        os.kill(server.engine_pid(), signal.SIGKILL)
-        server.wait_until_ready(30)
-    os.kill(server.engine_pid(), signal.SIGKILL)
-    assert server.process.wait(10) == 70
-    assert server.events("given_up")
-
-
-def test_another_engine_needs_no_import(own):
-    """It is forked: it has the parent that the first had."""
-    server = own()
-    first, parent = server.engine_pid(), server.fork_server_pid()
-    os.kill(first, signal.SIGSEGV)
-    server.wait_until_ready(30)
-    assert server.engine_pid() != first
-    assert server.fork_server_pid() == parent
-    assert [event["exit_code"] for event in server.events("engine_ended")] == [-signal.SIGSEGV]
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_what_engines_are_forked_from_is_lost(own, number):
-    """Gone, it takes its engine with it; stopped, it does not answer when that ends. There is another."""
-    server = own()
-    parent, engine = server.fork_server_pid(), server.engine_pid()
-    os.kill(parent, number)
-    if number == signal.SIGSTOP:
-        os.kill(engine, signal.SIGKILL)
-    deadline = time.monotonic() + 15
-    while not server.events("engine_ended"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    server.wait_until_ready(30)
-    assert server.fork_server_pid() != parent
-    assert _state(parent) == _state(engine) == b"Z", "neither is left"
-
-
-def test_an_engine_that_hangs(quick):
-    """Stopped in its tracks, it says nothing; it is killed, and another takes its place."""
-    server = quick("--step-timeout", "1")
-    engine = server.engine_pid()
-    os.kill(engine, signal.SIGSTOP)
-    begin = time.monotonic()
-    found = server.complete()
-    assert (found.status, found.error["code"]) == (500, "engine_error")
-    assert time.monotonic() - begin < 15
-    server.wait_until_ready(30)
-    assert server.engine_pid() != engine
-    assert server.events("engine_hangs")
-
-
-def test_an_engine_that_hangs_while_nobody_stays(quick):
-    """Whoever asks gives up before the server does, one after the other: it is killed all the same."""
-    server = quick("--step-timeout", "2")
-    engine = server.engine_pid()
-    os.kill(engine, signal.SIGSTOP)
-    assert [server.complete(timeout=0.2).status for _ in range(3)] == [504] * 3
-    deadline = time.monotonic() + 15
-    while not server.events("engine_hangs"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    server.wait_until_ready(30)
-    assert server.engine_pid() != engine
-
-
 def test_a_stream_whose_time_is_over(quick):
     """What has come stays, an error says why it ends, and it does not look complete."""
     server = quick("--max-num-seqs", "2")
@@ -303,21 +191,6 @@ def test_a_stream_whose_time_is_over(quick):
     assert found.events[-1]["error"]["code"] == "timeout"
     assert b"[DONE]" not in found.data
     server.idle()
-
-
-def test_health_while_there_is_no_engine(quick):
-    """The first time another is there at once, the second time after half a second."""
-    server = quick()
-    os.kill(server.engine_pid(), signal.SIGKILL)
-    server.wait_until_ready(30)
-    os.kill(server.engine_pid(), signal.SIGKILL)
-    seen = set()
-    deadline = time.monotonic() + 5
-    while 503 not in seen and time.monotonic() < deadline:
-        seen.add(server.get("/health").status)
-    assert 503 in seen
-    server.wait_until_ready(30)
-    assert server.get("/health").status == 200
 
 
 def test_models_make_room_for_each_other(tiny_folder, other_folder):
@@ -339,7 +212,7 @@ def test_a_model_that_cannot_be_loaded(tiny_folder, tmp_path):
     weights = tmp_path / "broken" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with serving(
-        f"tiny={tiny_folder}:bf16", f"broken={tmp_path / 'broken'}:bf16", *OPTIONS, model="tiny"
+        f"tiny={tiny_folder}:bf16", f"broken={tmp_path / 'broken'}:bf16", *SMALL, model="tiny"
     ) as server:
         found = server.complete(model="broken")
         assert found.status in (500, 503)
@@ -379,9 +252,7 @@ def test_limits_are_printed(capfd):
 
 
 def test_tls(tiny_folder, home):
-    with serving(
-        f"tiny={tiny_folder}:bf16", "--tls-self-signed", *OPTIONS, model="tiny", home=home
-    ) as server:
+    with serving(f"tiny={tiny_folder}:bf16", "--tls-self-signed", *SMALL, model="tiny", home=home) as server:
         assert server.scheme == "https"
         assert server.chat(stream=True).data.endswith(b"data: [DONE]\n\n")
         assert oct((home / "tls" / "self-signed.key").stat().st_mode & 0o777) == "0o600"

@@ -8,16 +8,17 @@ Only one thread may run here, and no kernel: a forked process has the thread tha
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import signal
 import socket
 import sys
 
 from paragone.errors import message_of
-from paragone.serve import worker
 from paragone.serve.process import END, EXIT_CODE, FORK
 
 PR_SET_NAME, PR_SET_PDEATHSIG = 15, 1
+WORKER = "paragone.serve.worker"
 
 
 def prctl(option: int, value: int | bytes) -> None:
@@ -36,7 +37,7 @@ def forked(channel: socket.socket, control: socket.socket) -> int:
         control.close()
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         prctl(PR_SET_NAME, b"paragone-engine")
-        worker.Worker(channel).run()
+        importlib.import_module(WORKER).Worker(channel).run()
         code = 0
     except BrokenPipeError:  # nobody listens any more
         code = 0
@@ -59,6 +60,7 @@ def main() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     control = socket.socket(fileno=int(sys.argv[1]))
+    importlib.import_module(WORKER)  # takes seconds: after it is settled how this process ends
     gc.freeze()  # an engine's collector must not write to pages that they share
     engine: int | None = None
     while True:
@@ -76,5 +78,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except OSError as err:  # no memory, no processes: the other side starts anew
-        sys.stderr.write(f"engine: {err.strerror}\n")
+    except (ImportError, OSError) as err:  # or no memory, no processes: the other side starts anew
+        sys.exit(f"engine: {message_of(err)}")
