@@ -16,9 +16,11 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
+AT_ONCE = 64  # answers that servers make, at most
 PATIENCE_S = 20.0  # with the answers that have not ended when the time is over
 
 WORDS = (
@@ -36,14 +38,27 @@ WORDS = (
 )
 
 
-def prompt_of(number: int) -> str:
-    """About fourteen tokens, different for each number."""
-    return " ".join(WORDS[(number * 7 + i * (number % 5 + 1)) % len(WORDS)] for i in range(13)) + f" {number}"
+class Questions:
+    """What the clients ask, in whatever order they come. No prompt comes twice, in this run or in
+    another, for what a cache has of the last turn would be left out of this one."""
 
+    def __init__(self, clients: int, typical: int) -> None:
+        """`typical` tokens are in an answer."""
+        self.clients, self.typical, self.run = clients, typical, f"{time.time() % 1e5:.0f}"
+        self._turns: Counter[int] = Counter()
 
-def tokens_of(number: int, typical: int) -> int:
-    """Of its answer, half as many to half as many again: people do not all end at the same moment."""
-    return typical // 2 + number * 37 % (typical + 1)
+    def next(self, client: int) -> tuple[str, int]:
+        """A client's next prompt, of about twenty tokens, and how many its answer has: half as many as are
+        typical to half as many again. The first answers are cut, from nearly nothing to whole, as if all had
+        been asking for long: nobody's answers end at the same moment, and prompts are read at all times."""
+        self._turns[client] += 1
+        number = client * 1009 + self._turns[client]
+        words = " ".join(WORDS[(number * 7 + i * (number % 5 + 1)) % len(WORDS)] for i in range(10))
+        tokens = self.typical // 2 + number * 37 % (self.typical + 1)
+        running = min(self.clients, AT_ONCE)
+        if self._turns[client] == 1 and client < running:
+            tokens = max(1, tokens * (client + 1) // running)
+        return f"{self.run} {number} {words}", tokens
 
 
 class Client(asyncio.Protocol):
@@ -61,12 +76,12 @@ class Client(asyncio.Protocol):
     def ask(self) -> None:
         if self.transport is None or self.load.over:
             return
-        number = self.load.next_question(self.number)
-        self.events, self.counted, self.asked = 0, 0, tokens_of(number, self.load.tokens)
+        prompt, self.asked = self.load.questions.next(self.number)
+        self.events, self.counted = 0, 0
         self.load.open.add(self)
         body = json.dumps(
             {
-                "model": self.load.model, "prompt": prompt_of(number), "stream": True,
+                "model": self.load.model, "prompt": prompt, "stream": True,
                 "max_tokens": self.asked, "ignore_eos": True, "temperature": 0,
             }
         ).encode()  # fmt: skip
@@ -124,20 +139,15 @@ class Client(asyncio.Protocol):
 class Load:
     """All of them, and what they saw."""
 
-    def __init__(self, port: int, model: str, tokens: int, pid: int, *, retry: bool) -> None:
-        self.port, self.model, self.tokens, self.pid, self.retry = port, model, tokens, pid, retry
+    def __init__(self, port: int, model: str, questions: Questions, pid: int, *, retry: bool) -> None:
+        self.port, self.model, self.questions, self.pid, self.retry = port, model, questions, pid, retry
         self.over, self.measuring, self.count = False, False, 0.0
         self.open: set[Client] = set()  # whose answers have not ended
-        self.turns: dict[int, int] = {}  # how often each client has asked
         self.ttft: list[float] = []
         self.between: list[float] = []
         self.refusals: list[float] = []
         self.statuses: dict[int, int] = {}
         self._tasks: set[Any] = set()
-
-    def next_question(self, client: int) -> int:
-        self.turns[client] = self.turns.get(client, 0) + 1
-        return client * 1009 + self.turns[client]
 
     def came(self, spent: float, first: bool) -> None:
         if self.measuring:
@@ -174,8 +184,8 @@ class Load:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + time.process_time()
 
-    async def run(self, clients: int, seconds: float) -> dict[str, Any]:
-        for number in range(clients):
+    async def run(self, seconds: float) -> dict[str, Any]:
+        for number in range(self.questions.clients):
             self.connect(number)
         await asyncio.sleep(seconds / 5)
         self.measuring, begin, before = True, time.perf_counter(), self.processors_time()
@@ -202,7 +212,7 @@ class Load:
 
 
 def main(port: str, model: str, clients: str, seconds: str, tokens: str, pid: str, retry: str = "") -> None:
-    load = Load(int(port), model, int(tokens), int(pid), retry=bool(retry))
+    load = Load(int(port), model, Questions(int(clients), int(tokens)), int(pid), retry=bool(retry))
     try:
         import uvloop
 
@@ -210,7 +220,7 @@ def main(port: str, model: str, clients: str, seconds: str, tokens: str, pid: st
     except ImportError:
         runner = asyncio.Runner()
     with runner:
-        print(json.dumps(runner.run(load.run(int(clients), float(seconds)))))
+        print(json.dumps(runner.run(load.run(float(seconds)))))
 
 
 if __name__ == "__main__":

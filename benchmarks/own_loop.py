@@ -2,7 +2,8 @@
 
     python own_loop.py FILE PRECISION SECONDS TOKENS
 
-Asked for a number of clients, it answers with their tokens/s (turns.py).
+Asked for a number of clients, it answers with their tokens/s (turns.py). They begin as long before the
+measured seconds as those of a server, and are measured for half as long.
 """
 
 import sys
@@ -10,27 +11,26 @@ import time
 from typing import Any
 
 import paragone
-from benchmarks.load_client import prompt_of, tokens_of
+from benchmarks.load_client import Questions
 from benchmarks.turns import answer
 from paragone import Engine, EngineConfig, Request, SamplingParams
 
 
 def rate(model: Any, clients: int, seconds: float, tokens: int) -> float:
     engine = Engine(model.decoder, model.tokenizer, EngineConfig())
-    turns = dict.fromkeys(range(clients), 0)
+    questions = Questions(clients, tokens)
     of: dict[int, int] = {}
 
     def ask(client: int) -> None:
-        turns[client] += 1
-        number = client * 1009 + turns[client]
-        params = SamplingParams(max_tokens=tokens_of(number, tokens), ignore_eos=True)
-        of[engine.add(Request(model.encode(prompt_of(number)), params))] = client
+        prompt, asked = questions.next(client)
+        params = SamplingParams(max_tokens=asked, ignore_eos=True)
+        of[engine.add(Request(model.encode(prompt), params))] = client
 
-    for client in turns:
+    for client in range(clients):
         ask(client)
     start = time.perf_counter()
     count, begin = 0, 0.0
-    while (now := time.perf_counter()) < start + seconds:
+    while (now := time.perf_counter()) < start + seconds * 3 / 5:
         if not begin and now > start + seconds / 5:
             begin, count = now, 0
         for chunk in engine.step():

@@ -134,9 +134,7 @@ def in_turns(turns: int, seconds: float) -> dict[int, list[Measured]]:
     path, precision = files()["Q4_0"]
     found: dict[int, list[Measured]] = {clients: [] for clients in CLIENTS}
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(
-            Engine(sys.executable, "own_loop.py", path, precision, seconds / 2, TOKENS)
-        )
+        engine = stack.enter_context(Engine(sys.executable, "own_loop.py", path, precision, seconds, TOKENS))
         servers = {name: stack.enter_context(started(name)) for name in ("Paragone", "llama.cpp", "vLLM")}
         for clients, turn in product(CLIENTS, range(turns)):
             print(f"{clients} clients, turn {turn + 1} of {turns}", file=sys.stderr)

@@ -55,9 +55,9 @@ TEMPLATE_MEMORY_BYTES: Final = 512 * MIB
 MESSAGE_BYTES: Final = 256 * MIB
 ENGINE_RESTARTS: Final = 3  # within ENGINE_RESTART_WINDOW_S, before the server gives up
 ENGINE_RESTART_WINDOW_S: Final = 60.0
-# A stream's tokens that come within this go out together: within a picture of a screen where it is alone, and
-# the more there are the later, so that all of them have some 500 events a second.
-GATHER_SECONDS: Final = 0.016
+# A stream's tokens that come within this go out together: thirty times a second where it is alone, and the
+# more there are the less often, so that all of them have some 500 events a second.
+GATHER_SECONDS: Final = 0.033
 GATHER_SECONDS_A_STREAM: Final = 0.002
 GATHER_SECONDS_AT_MOST: Final = 0.064
 GATHER_PROMPT_TOKENS: Final = 128  # more of them to be read in the next step, and nothing waits for it

@@ -74,7 +74,7 @@ def test_the_more_streams_the_longer_but_within_bounds():
     intervals = [interval(streams) for streams in range(300)]
     assert intervals == sorted(intervals)
     assert (intervals[0], intervals[-1]) == (limits.GATHER_SECONDS, limits.GATHER_SECONDS_AT_MOST)
-    assert intervals[16] == 16 * limits.GATHER_SECONDS_A_STREAM
+    assert intervals[20] == 20 * limits.GATHER_SECONDS_A_STREAM
 
 
 STEPS = st.lists(

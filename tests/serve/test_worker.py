@@ -9,7 +9,7 @@ import pytest
 from paragone import limits
 from paragone.engine.request import Chunk
 from paragone.serve import worker
-from paragone.serve.messages import Frames, FromEngine, Step
+from paragone.serve.messages import Frames, FromEngine, State, Step
 
 
 class Scripted:
@@ -36,14 +36,10 @@ def ends():
         yield here, there
 
 
-def said(channel):
-    """The steps that lie in the channel."""
-    channel.setblocking(False)
-    try:
-        data = channel.recv(1 << 20)
-    except BlockingIOError:
-        return []
-    return [message for message in Frames(FromEngine).feed(data) if isinstance(message, Step)]
+def said(own):
+    """The steps that a worker has to write."""
+    messages = [own._said.get() for _ in range(own._said.qsize())]
+    return [message for message in messages if isinstance(message, Step)]
 
 
 def begun(ends, *steps):
@@ -52,7 +48,7 @@ def begun(ends, *steps):
     model = worker.Running(engine, None, requests={0: 1}, left={0: 1})
     own._models["m"] = model
     own._step("m", model)
-    (first,) = said(ends[1])
+    (first,) = said(own)
     assert [delta.text for delta in first.deltas] == ["a"]
     return own, model
 
@@ -65,9 +61,9 @@ def test_held_tokens_leave_before_a_long_prompt_is_read(ends, monkeypatch, left,
     monkeypatch.setattr(limits, "GATHER_SECONDS_AT_MOST", 3600.0)
     own, model = begun(ends, (left, "b"), (0, "c"))
     own._step("m", model)
-    assert not said(ends[1]), "held back"
+    assert not said(own), "held back"
     seen = []
-    model.engine.before_step = lambda: seen.extend(said(ends[1]))
+    model.engine.before_step = lambda: seen.extend(said(own))
     own._step("m", model)
     assert [delta.text for step in seen for delta in step.deltas] == ([] if waits else ["b"])
 
@@ -75,8 +71,25 @@ def test_held_tokens_leave_before_a_long_prompt_is_read(ends, monkeypatch, left,
 def test_an_engine_with_nothing_to_send_says_that_it_lives(ends):
     own, model = begun(ends, (500, ""), (500, ""))
     own._step("m", model)
-    assert not said(ends[1]), "it has just said something"
+    assert not said(own), "it has just said something"
     own._told = time.monotonic() - worker.ALIVE_EVERY_S
     own._step("m", model)
-    (alive,) = said(ends[1])
+    (alive,) = said(own)
     assert (alive.deltas, alive.state.running) == ((), 1)
+
+
+def test_messages_are_written_in_order_and_one_that_cannot_be_ends_the_process(ends):
+    """Where nobody is at the other end, `run` is what hears of it."""
+    own = worker.Worker(ends[0])
+    steps = [Step("m", (), State(running, *[0] * 7, 0.0, 0)) for running in range(100)]
+    for message in (*steps, object()):
+        own._send(message)
+    own._write()
+    found = list(Frames(FromEngine).feed(ends[1].recv(1 << 20)))
+    assert found == steps
+    with pytest.raises(TypeError):
+        own._handle(own._line.get_nowait())
+    ends[1].close()
+    own._send(steps[0])
+    own._write()
+    assert own._line.empty()

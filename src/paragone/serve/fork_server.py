@@ -39,8 +39,6 @@ def forked(channel: socket.socket, control: socket.socket) -> int:
         prctl(PR_SET_NAME, b"paragone-engine")
         importlib.import_module(WORKER).Worker(channel).run()
         code = 0
-    except BrokenPipeError:  # nobody listens any more
-        code = 0
     except Exception as err:
         sys.stderr.write(f"engine: {message_of(err)}\n")
     finally:

@@ -38,7 +38,7 @@ from paragone.serve.state import State
 from paragone.text.chat import RENDERER
 
 LAG_EVERY_S = 0.25
-THREADS = 32  # for what would keep the event loop waiting
+THREADS = 8  # for what would keep the event loop waiting; each keeps a megabyte of what it has once needed
 SPARE_FILES = 256  # that are no connections
 STOPPED_SECONDS = 3.0  # for answers that were broken off to say so
 EXIT_GIVEN_UP = 70

@@ -1,8 +1,8 @@
 """The engine's process: takes requests from a socket, steps the engines of all loaded models in turn.
 
 fork_server.py makes it. Nothing else runs in its main thread, so that a step is never late: a thread reads
-the socket, others load models and compile grammars. Where the other end of the socket is gone, the process
-ends.
+the socket and another writes to it, others load models and compile grammars. Where the other end of the
+socket is gone, the process ends.
 """
 
 import contextlib
@@ -73,6 +73,7 @@ class Worker:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._line: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._loader, self._compiler = ThreadPoolExecutor(1, "loader"), ThreadPoolExecutor(1, "compiler")
         self._models: dict[str, Running] = {}
         self._numbers: dict[int, tuple[str, int]] = {}  # model and engine's number, by request
@@ -83,7 +84,8 @@ class Worker:
     def run(self) -> None:
         """Until the other end is gone."""
         self._send(Begun())
-        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        for name, work in (("writer", self._write), ("reader", self._read)):
+            threading.Thread(target=work, name=name, daemon=True).start()
         while True:
             busy = [name for name, model in self._models.items() if model.engine.has_work()]
             message = self._next(wait=not busy)
@@ -115,8 +117,19 @@ class Worker:
         self._line.put(GONE)
 
     def _send(self, message: Any) -> None:
+        """While the next step computes: who hears something runs at once, on a processor that computes here.
+        In a step the others take its work over; between two steps they would wait."""
         self._told = time.monotonic()
-        self._channel.sendall(frame(message))
+        self._said.put(message)
+
+    def _write(self) -> None:
+        try:
+            while True:
+                self._channel.sendall(frame(self._said.get()))
+        except OSError:  # nobody is there any more, as the reader hears, too
+            return
+        except Exception as err:
+            self._line.put(err)
 
     def _handle(self, message: Any) -> None:
         if isinstance(message, Submit):
@@ -128,6 +141,8 @@ class Worker:
             self._loader.submit(self._later, lambda: self._load(message))
         elif isinstance(message, Unload):
             self._unload(message.model)
+        elif isinstance(message, Exception):
+            raise message
         else:  # a function that another thread left for this one
             message()
 
