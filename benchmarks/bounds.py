@@ -20,7 +20,7 @@ EQUAL_PROMPT, EQUAL_ANSWER = 13, 64  # tokens of the equal requests of own_engin
 class Rates(NamedTuple):
     """Bytes read a second, and operations a second of bytes with codes of four and of eight bits (brought to
     scale after every 32, as quantised weights need it) and of bfloat16 or float32. Without VNNI codes of four
-    bits are multiplied at twice the rate of those of eight."""
+    bits are multiplied at twice the rate of those of eight, and those of five and six at less than that."""
 
     read: float
     int4: float
@@ -29,7 +29,7 @@ class Rates(NamedTuple):
 
     def of(self, bits: int) -> float:
         """By the width of a weight."""
-        return {4: self.int4, 8: self.int8, 16: self.floats}[bits]
+        return {8: self.int8, 16: self.floats}.get(bits, self.int4)
 
 
 class Machine:

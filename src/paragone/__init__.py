@@ -6,6 +6,7 @@ print(model.chat("What is a touchstone?").text)
 """
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def __getattr__(name: str) -> Any:
 
 
 def load(
-    name: str,
+    name: "str | os.PathLike[str]",
     precision: "Precision | None" = None,
     device: str = "cpu",
     *,
@@ -58,7 +59,7 @@ def load(
     from paragone.engine.load import load_model
     from paragone.engine.resolve import fetch
 
-    found = fetch(name, lambda *_: None)
+    found = fetch(os.fspath(name), lambda *_: None)
     return load_model(
         found.path, found.name, precision, device, prompt_format=prompt_format, keep_packed=keep_packed
     )

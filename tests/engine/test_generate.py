@@ -189,7 +189,7 @@ def test_prompt_in_chunks_equals_prompt_at_once(exact):
 
 
 def test_python_interface(monkeypatch):
-    model = paragone.load(str(path_of(SMOLLM2)), precision="int4")
+    model = paragone.load(path_of(SMOLLM2), precision="int4")
     assert model.generate("The sky is", max_tokens=3).prompt_tokens == 3
     answers = model.generate([[1, 2, 3], "x"], max_tokens=2)
     assert len(answers) == 2

@@ -5,7 +5,7 @@ import torch
 
 from paragone import kernels
 from paragone.ops.compressed import CompressedMatrix
-from paragone.ops.packed import PackedMatrix, Packing
+from paragone.ops.packed import LAYOUTS, PackedMatrix, Packing
 from paragone.ops.paged import row_shape
 
 native = kernels.native
@@ -48,9 +48,7 @@ def inputs(T, D):
     return codes * scale
 
 
-FORMATS = [
-    Packing(bits, minimum, fine) for bits in (4, 8) for minimum in (False, True) for fine in (False, True)
-]
+FORMATS = [Packing(*layout) for layout in LAYOUTS]
 SHAPES = [(1, 1), (3, 32), (17, 64), (33, 576), (100, 1536), (5, 33), (16, 7), (40, 65), (300, 200)]
 
 

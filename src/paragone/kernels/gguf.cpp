@@ -15,39 +15,39 @@ float half_at(const uint8_t* at) {
 }
 
 // Thirty-two codes: low halves of sixteen bytes, then high halves, with a fifth bit each where there is one.
-void nibbles(const uint8_t* from, const uint8_t* fifth, int add, uint8_t* codes) {
+void nibbles(const uint8_t* from, const uint8_t* fifth, uint8_t* codes) {
     uint32_t bits = 0;
     if (fifth) std::memcpy(&bits, fifth, 4);
     for (int i = 0; i < 16; i++) {
-        codes[i] = (uint8_t)(((from[i] & 15) | (bits >> i & 1) << 4) + add);
-        codes[i + 16] = (uint8_t)((from[i] >> 4 | (bits >> (i + 16) & 1) << 4) + add);
+        codes[i] = (uint8_t)((from[i] & 15) | (bits >> i & 1) << 4);
+        codes[i + 16] = (uint8_t)(from[i] >> 4 | (bits >> (i + 16) & 1) << 4);
     }
 }
 
 // d, qs[16]
 void q4_0(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*) {
     *scales = half_at(b);
-    nibbles(b + 2, nullptr, 0, codes);
+    nibbles(b + 2, nullptr, codes);
 }
 
 // d, m, qs[16]
 void q4_1(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float* minima) {
     *scales = half_at(b);
     *minima = half_at(b + 2);
-    nibbles(b + 4, nullptr, 0, codes);
+    nibbles(b + 4, nullptr, codes);
 }
 
 // d, qh[4], qs[16]
 void q5_0(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*) {
     *scales = half_at(b);
-    nibbles(b + 6, b + 2, 128 - 16, codes);
+    nibbles(b + 6, b + 2, codes);
 }
 
 // d, m, qh[4], qs[16]
 void q5_1(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float* minima) {
     *scales = half_at(b);
     *minima = half_at(b + 2);
-    nibbles(b + 8, b + 4, 128, codes);
+    nibbles(b + 8, b + 4, codes);
 }
 
 // d, qs[32]
@@ -77,7 +77,7 @@ void q5_k(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*
     scales_k(b + 4, half_at(b), half_at(b + 2), scales, minima);
     for (int i = 0; i < 256; i++) {
         int low = b[48 + i / 64 * 32 + i % 32] >> (i % 64 < 32 ? 0 : 4) & 15;
-        codes[i] = (uint8_t)((low | (b[16 + i % 32] >> (i / 32) & 1) << 4) + 128);
+        codes[i] = (uint8_t)(low | (b[16 + i % 32] >> (i / 32) & 1) << 4);
     }
 }
 
@@ -88,7 +88,7 @@ void q6_k(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*
     for (int i = 0; i < 256; i++) {
         int part = i % 128 / 32, low = b[i / 128 * 64 + part % 2 * 32 + i % 32] >> (part < 2 ? 0 : 4) & 15;
         int high = b[128 + i / 128 * 32 + i % 32] >> (2 * part) & 3;
-        codes[i] = (uint8_t)((low | high << 4) - 32 + 128);
+        codes[i] = (uint8_t)(low | high << 4);
     }
 }
 
@@ -121,15 +121,15 @@ constexpr int8_t LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 
 // The same of floating-point numbers of four bits, doubled.
 constexpr int8_t MX_LEVELS[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-void levels(const uint8_t* from, const int8_t* of, uint8_t* codes) {
-    nibbles(from, nullptr, 0, codes);
-    for (int i = 0; i < 32; i++) codes[i] = (uint8_t)(of[codes[i]] + 128);
+void levels(const uint8_t* from, const int8_t* of, int center, uint8_t* codes) {
+    nibbles(from, nullptr, codes);
+    for (int i = 0; i < 32; i++) codes[i] = (uint8_t)(of[codes[i]] + center);
 }
 
 // d, qs[16]
 void iq4_nl(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*) {
     *scales = half_at(b);
-    levels(b + 2, LEVELS, codes);
+    levels(b + 2, LEVELS, 128, codes);
 }
 
 // d, scales_h (16 bits), scales_l[4], qs[128]
@@ -138,14 +138,14 @@ void iq4_xs(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, floa
     for (int i = 0; i < 8; i++) {
         int low = b[4 + i / 2] >> (i % 2 * 4) & 15;
         scales[i] = half_at(b) * (float)((low | (high >> (2 * i) & 3) << 4) - 32);
-        levels(b + 8 + 16 * i, LEVELS, codes + 32 * i);
+        levels(b + 8 + 16 * i, LEVELS, 128, codes + 32 * i);
     }
 }
 
 // e, qs[16]
 void mxfp4(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*) {
     *scales = std::ldexp(1.0f, b[0] - 128);
-    levels(b + 1, MX_LEVELS, codes);
+    levels(b + 1, MX_LEVELS, 16, codes);
 }
 
 uint32_t word_at(const uint8_t* at) {
@@ -157,8 +157,8 @@ uint32_t word_at(const uint8_t* at) {
 uint32_t short_at(const uint8_t* at) { return at[0] | at[1] << 8; }
 
 // Entries of `count` weights, and a bit each that says whether it is negative.
-void signed_entry(const int8_t* entry, int count, uint32_t signs, uint8_t* codes) {
-    for (int i = 0; i < count; i++) codes[i] = (uint8_t)((signs >> i & 1 ? -entry[i] : entry[i]) + 128);
+void signed_entry(const int8_t* entry, int count, uint32_t signs, uint8_t* codes, int center = 128) {
+    for (int i = 0; i < count; i++) codes[i] = (uint8_t)((signs >> i & 1 ? -entry[i] : entry[i]) + center);
 }
 
 // Seven stored signs and the eighth, which makes the number of negative ones even.
@@ -215,7 +215,7 @@ void iq3_s(const uint8_t* b, const int8_t* book, uint8_t* codes, float* scales, 
     for (int i = 0; i < 8; i++) scales[i] = half_at(b) * (float)(1 + 2 * (b[106 + i / 2] >> (i % 2 * 4) & 15));
     for (int i = 0; i < 64; i++) {
         int entry = b[2 + i] | (b[66 + i / 8] >> (i % 8) & 1) << 8;
-        signed_entry(book + 4 * entry, 4, b[74 + i / 2] >> (i % 2 * 4), codes + 4 * i);
+        signed_entry(book + 4 * entry, 4, b[74 + i / 2] >> (i % 2 * 4), codes + 4 * i, 16);
     }
 }
 
@@ -242,7 +242,7 @@ void iq1_m(const uint8_t* b, const int8_t* book, uint8_t* codes, float* scales, 
     }
     for (int i = 0; i < 256; i++) {
         int high = b[32 + i / 16] >> (i / 8 % 2 * 4) & 15, entry = b[i / 8] | (high & 7) << 8;
-        codes[i] = (uint8_t)(8 * book[8 * entry + i % 8] + (high & 8 ? -1 : 1) + 128);
+        codes[i] = (uint8_t)(8 * book[8 * entry + i % 8] + (high & 8 ? -1 : 1) + 16);
     }
 }
 

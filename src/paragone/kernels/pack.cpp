@@ -22,9 +22,13 @@ float from_half(uint16_t h) {
     return h & 0x8000 ? -size : size;
 }
 
+// Of a block of codes in less than eight bits: what is not upper bits.
+constexpr long LOW_BYTES = 64 * 16 / 2;
+
 void Packing::put(long first, long count, const uint8_t* codes, const float* scales, const float* minima) const {
     long blocks = (D + 63) / 64, group = fine ? 16 : 32, groups = (D + group - 1) / group, each = 64 / group;
     long code_bytes = 64 * 16 * bits / 8, size = code_bytes + each * (has_minimum ? 2 : 1) * 32;
+    long upper = bits < 8 ? bits - 4 : 0;
     for (long row = first; row < first + count; row++, codes += D, scales += groups) {
         long lane = row % 16;
         uint8_t* block = panels + row / 16 * blocks * size;
@@ -36,9 +40,16 @@ void Packing::put(long first, long count, const uint8_t* codes, const float* sca
                     std::memcpy(block + i * 16 + lane * 4, own + i, 4);
                 } else if (i % 32 < 16) {
                     uint8_t* to = block + (i / 32 * 4 + i % 32 / 4) * 64 + lane * 4;
-                    for (long j = 0; j < 4; j++) to[j] = (uint8_t)(own[i + j] | own[i + j + 16] << 4);
+                    for (long j = 0; j < 4; j++) to[j] = (uint8_t)((own[i + j] & 15) | own[i + j + 16] << 4);
                 }
             }
+            long inputs = upper ? 32 / upper : 0;  // that a register has the upper bits of
+            for (long line = 0; line < 2 * upper; line++)
+                for (long j = 0; j < 4; j++) {
+                    int byte = 0;
+                    for (long i = 0; i < inputs; i += 4) byte |= own[line * inputs + i + j] >> 4 << (i / 4 * upper);
+                    block[LOW_BYTES + line * 64 + lane * 4 + j] = (uint8_t)byte;
+                }
             uint16_t* to = (uint16_t*)(block + code_bytes);
             for (long g = 0; g < each; g++) {
                 bool there = b * each + g < groups;
@@ -53,12 +64,15 @@ void Packing::put(long first, long count, const uint8_t* codes, const float* sca
 void Packing::get(long row, float* to) const {
     long blocks = (D + 63) / 64, group = fine ? 16 : 32, each = 64 / group, lane = row % 16;
     long code_bytes = 64 * 16 * bits / 8, size = code_bytes + each * (has_minimum ? 2 : 1) * 32;
-    int center = bits == 8 ? 128 : has_minimum ? 0 : 8;
+    long upper = bits < 8 ? bits - 4 : 0, inputs = upper ? 32 / upper : 64;
+    int center = has_minimum && bits < 8 ? 0 : 1 << (bits - 1);
     const uint8_t* block = panels + row / 16 * blocks * size;
     for (long b = 0; b < blocks; b++, block += size)
         for (long i = 0; i < std::min(64L, D - b * 64); i++) {
             int code = bits == 8 ? block[i / 4 * 64 + lane * 4 + i % 4]
                                  : block[(i / 32 * 4 + i % 16 / 4) * 64 + lane * 4 + i % 4] >> (i % 32 < 16 ? 0 : 4) & 15;
+            int above = upper ? block[LOW_BYTES + i / inputs * 64 + lane * 4 + i % 4] >> (i % inputs / 4 * upper) : 0;
+            code |= (above & ((1 << upper) - 1)) << 4;
             const uint16_t* scales = (const uint16_t*)(block + code_bytes) + lane;
             float value = (float)(code - center) * (from_half(scales[i / group * 16]) * unit);
             to[b * 64 + i] = has_minimum ? value + from_half(scales[(each + i / group) * 16]) * unit : value;

@@ -1,12 +1,13 @@
-// Weights in four or eight bits, laid out for instructions that multiply four bytes in each lane, and what their
-// products with activations in eight bits are made of.
+// Weights in four, five, six or eight bits, laid out for instructions that multiply four bytes in each lane, and what
+// their products with activations in eight bits are made of.
 //
 // Sixteen rows are a panel; a lane is a row. A panel is a run of blocks of 64 inputs: codes, then scales, then, in
 // asymmetric formats, minima: weight = scale * (code - CENTER) + minimum. Codes are unsigned; the four inputs of a
 // lane are neighbours. In four bits, a half of a block (32 inputs) is four registers whose low halves of bytes hold
-// the first sixteen inputs and whose high halves the others. Scales and minima are float16, in units that the
-// matrix names, one for every 32 inputs, or, where `fine`, for every 16. So every sum of products of one scale is
-// made of integers alone.
+// the first sixteen inputs and whose high halves the others. Five and six bits begin so, and their upper bits follow
+// in lines of their own: one has them for 32 or for 16 inputs, those of the first four lowest in each byte. Scales and
+// minima are float16, in units that the matrix names, one for every 32 inputs, or, where `fine`, for every 16. So every
+// sum of products of one scale is made of integers alone.
 #pragma once
 
 #include <algorithm>
@@ -67,9 +68,13 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
     }
 }
 
+// Moved up, or down where `by` is below zero.
+PARAGONE_INLINE VI moved(VI bits, int by) { return by < 0 ? (VI)((VU)bits >> -by) : bits << by; }
+
 // What P panels, `stride` bytes apart, have of a quarter of a block, which is at most what one scale is for.
 template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
     static constexpr long SCALES = FINE ? 2 : 1;  // of a half
+    static constexpr int UPPER = BITS < 8 ? BITS - 4 : 0, MASK = 0x10101010 * ((1 << UPPER) - 1);
     VI codes[4][P * V];
     VF scales[P * V], minima[P * V];
 
@@ -78,13 +83,20 @@ template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
         for (int q = 0; q < P * V; q++) {
             const uint8_t* block = panel + q / V * stride;
             long lanes = q % V * W;
+            VI upper{};
+            if constexpr (UPPER) {
+                long line = half * UPPER + quarter * (UPPER - 1);
+                upper = load_words(block + BLOCK * PANEL / 2 + line * 64 + lanes * 4);
+            }
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++)
-                if constexpr (BITS == 4) {
+                if constexpr (BITS == 8) {
+                    codes[i][q] = load_words(block + (half * 8 + quarter * 4 + i) * 64 + lanes * 4);
+                } else {
                     VI both = load_words(block + (half * 4 + i) * 64 + lanes * 4);
                     codes[i][q] = (quarter ? (VI)((VU)both >> 4) : both) & 0x0f0f0f0f;
-                } else {
-                    codes[i][q] = load_words(block + (half * 8 + quarter * 4 + i) * 64 + lanes * 4);
+                    int at = UPPER == 1 ? 4 * quarter + i : 2 * i;
+                    if constexpr (UPPER) codes[i][q] |= moved(upper, 4 - at) & MASK;
                 }
             const uint16_t* at = (const uint16_t*)(block + BLOCK * PANEL * BITS / 8) + lanes;
             long scale = half * SCALES + (FINE ? quarter : 0);
@@ -100,12 +112,13 @@ template <int BITS, bool MINIMUM, bool FINE> struct Share {
     float scale, total;
 
     PARAGONE_MEMBER Share(const Quantised& x, int part) {
-        const int32_t* starts = BITS == 4 ? x.start8 : x.start128;
+        constexpr int TIMES = BITS == 8 ? 1 : 1 << (BITS - 4);  // the center of four bits
+        const int32_t* starts = BITS == 8 ? x.start128 : x.start8;
         int half = FINE ? part / 2 : part, whole = 2 * half + 1;
         scale = x.scales[half];
         total = FINE ? part % 2 ? x.totals[whole] - x.totals[whole - 1] : x.totals[whole - 1] : x.totals[whole];
         if constexpr (BITS == 8 || !MINIMUM)
-            start = FINE ? part % 2 ? starts[whole] - starts[whole - 1] : starts[whole - 1] : starts[whole];
+            start = TIMES * (FINE ? part % 2 ? starts[whole] - starts[whole - 1] : starts[whole - 1] : starts[whole]);
     }
 };
 

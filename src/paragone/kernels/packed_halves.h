@@ -1,9 +1,10 @@
 // Products of packed weights with few registers: a quad of each row at a time passes all tokens of a tile.
 //
 // AVX2 is here with VNNI, too, which adds four products of bytes up (QUADS), for it has as few registers as without.
-// Before VNNI, instructions add two products of bytes up in 16 bits, and saturate. Of codes of four bits 32 products of
-// at most 15 * 127 still fit into 16 bits: the sums of a scale are widened only once. Of codes of eight bits two fit
-// where signs are the inputs' own: the size of a code, of up to 128, times what is left of the input.
+// Before VNNI, instructions add two products of bytes up in 16 bits, and saturate. Of codes of four bits 16 products of
+// at most 15 * 127 still fit into 16 bits, so that the sums of a scale are widened only once; of five bits 8 fit, of six
+// bits 4, and of eight bits two where signs are the inputs' own: the size of a code, of up to 128, times what is left of
+// the input.
 #pragma once
 
 #include "finish.h"
@@ -11,9 +12,10 @@
 
 namespace PARAGONE_LEVEL {
 
-static_assert(32 / 2 * 15 * 127 < 1 << 15 && 2 * 128 * 127 < 1 << 15);
-
-template <int BITS> constexpr bool IN_BYTES = !QUADS && BITS == 4;
+template <int BITS> constexpr bool IN_BYTES = !QUADS && BITS < 8;
+template <int BITS> constexpr int FIT = 8 >> (BITS - 4);  // quads whose products' sums need not be widened in between
+static_assert(2 * FIT<4> * 15 * 127 < 1 << 15 && 2 * FIT<5> * 31 * 127 < 1 << 15 && 2 * FIT<6> * 63 * 127 < 1 << 15);
+static_assert(2 * 128 * 127 < 1 << 15);
 template <int BITS> constexpr bool SIGNED = !QUADS && BITS == 8;
 
 // Panels [p, p + P) by tokens [m, m + M).
@@ -36,8 +38,9 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
                 w.fetch(panel, stride, FINE ? part / 2 : part, FINE ? part % 2 : quarter);
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++) {
-                    int quad = (part * QUARTERS + quarter) * 4 + i;
-                    bool begin = quarter == 0 && i == 0;
+                    constexpr int TOGETHER = BITS == 8 ? 1 : std::min(FIT<BITS>, 4 * QUARTERS);
+                    int of_part = 4 * quarter + i, quad = part * QUARTERS * 4 + of_part;
+                    bool begin = of_part == 0;
                     VI own[P * V], size[P * V];
 #pragma GCC unroll 4
                     for (int q = 0; SIGNED<BITS> && q < P * V; q++) {
@@ -54,7 +57,10 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
                                 whole[t][q] = dot_quads(begin ? VI{} : whole[t][q], code, four);
                             } else if constexpr (IN_BYTES<BITS>) {
                                 VT two = dot_bytes(code, four);
-                                halves[t][q] = in_turn(begin ? two : halves[t][q] + two);
+                                halves[t][q] = in_turn(of_part % TOGETHER ? halves[t][q] + two : two);
+                                if (of_part % TOGETHER < TOGETHER - 1) continue;
+                                VI wide = dot_halves(halves[t][q], 1 - VT{});
+                                whole[t][q] = of_part < TOGETHER ? wide : whole[t][q] + wide;
                             } else {
                                 VI both = dot_halves(dot_bytes(size[q], with_signs(four, own[q])), 1 - VT{});
                                 whole[t][q] = in_turn(begin ? both : whole[t][q] + both);
@@ -68,7 +74,6 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
                 Share<BITS, MINIMUM, FINE> share(x[t * blocks], part);
 #pragma GCC unroll 4
                 for (int q = 0; q < P * V; q++) {
-                    if constexpr (IN_BYTES<BITS>) whole[t][q] = dot_halves(halves[t][q], 1 - VT{});
                     if constexpr (!SIGNED<BITS>) whole[t][q] += share.start;
                     VF sum = __builtin_convertvector(whole[t][q], VF);
                     sums[t][q] = multiply_add(sum, w.scales[q] * share.scale, sums[t][q]);

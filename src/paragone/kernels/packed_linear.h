@@ -47,14 +47,17 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
     for (; p < last; p++) tokens.template operator()<1>(p);
 }
 
-// Panels [first, last) of the weight by M tokens.
+// Panels [first, last) of the weight by M tokens. The layouts are those that some format needs (ops/packed.py).
 static void packed_linear(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
-    auto run = w.bits == 4 ? w.has_minimum ? w.fine ? panels_times<4, true, true> : panels_times<4, true, false>
-                             : w.fine      ? panels_times<4, false, true>
-                                           : panels_times<4, false, false>
-               : w.has_minimum ? w.fine ? panels_times<8, true, true> : panels_times<8, true, false>
-               : w.fine        ? panels_times<8, false, true>
-                               : panels_times<8, false, false>;
+    auto in = [&]<int BITS>() {
+        return w.has_minimum ? panels_times<BITS, true, false>
+               : w.fine      ? panels_times<BITS, false, true>
+                             : panels_times<BITS, false, false>;
+    };
+    auto run = w.bits == 4   ? w.has_minimum && w.fine ? panels_times<4, true, true> : in.template operator()<4>()
+               : w.bits == 5 ? in.template operator()<5>()
+               : w.bits == 6 ? panels_times<6, false, true>
+                             : in.template operator()<8>();
     run(w, first, last, x, M, to);
 }
 

@@ -6,7 +6,7 @@ import torch
 from paragone.checkpoint.packed_file import Kept, Meaning
 from paragone.ops.compressed import OUTLIER, CompressedMatrix
 from paragone.ops.linear import Matrix
-from paragone.ops.packed import PackedMatrix, Packing
+from paragone.ops.packed import LAYOUTS, PackedMatrix, Packing
 
 BITS = 12  # of a number in a compressed matrix
 
@@ -14,6 +14,8 @@ BITS = 12  # of a number in a compressed matrix
 def as_packed(kept: Kept, rows: int, width: int) -> PackedMatrix | None:
     """A matrix where it lies in a file; none where it is not what it should be."""
     meaning = kept.meaning
+    if (meaning.bits, meaning.has_minimum, meaning.fine) not in LAYOUTS:
+        return None
     packing = Packing(meaning.bits, meaning.has_minimum, meaning.fine, meaning.unit)
     if (meaning.rows, meaning.width) != (rows, width) or kept.panels.shape != packing.shape(rows, width):
         return None

@@ -1,10 +1,12 @@
-"""Weights in four or eight bits as the kernels lay them out, and what they mean.
+"""Weights in four, five, six or eight bits as the kernels lay them out, and what they mean.
 
 Sixteen rows are a panel, a panel is a run of blocks of 64 inputs: codes, then scales, then, where there are
 any, minima: weight = scale * (code - center) + minimum. In eight bits the sixteen rows' codes of four
 neighbouring inputs lie together. In four bits, for each half of a block, low halves of bytes hold its first
-16 inputs so, and high halves the other 16. Scales and minima are float16 in units of `unit`, one for every 32
-inputs, or for every 16 where `fine`. Rows and inputs are padded with codes that count for nothing.
+16 inputs so, and high halves the other 16. The upper bits of five and six follow in lines of four bytes for
+each row, which have them for 32 or 16 inputs, those of the first four lowest in each byte. Scales and minima
+are float16 in units of `unit`, one for every 32 inputs, or for every 16 where `fine`. Rows and inputs are
+padded with codes that count for nothing.
 """
 
 from collections.abc import Sequence
@@ -21,16 +23,28 @@ from paragone.ops import pages
 from paragone.ops.threads import threads
 
 PANEL, BLOCK = 16, 64
+# Bits, minima and whether fine: those that a format needs.
+LAYOUTS = (
+    (4, False, False), (4, False, True), (4, True, False), (4, True, True),
+    (5, False, False), (5, False, True), (5, True, False),
+    (6, False, True),
+    (8, False, False), (8, False, True), (8, True, False),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Which of the layouts: 4 or 8 bits; with minima or symmetric; scales for 16 inputs or for 32."""
+    """Which of the layouts: 4, 5, 6 or 8 bits; with minima or symmetric; scales for 16 inputs or for 32. One
+    that is not among LAYOUTS is a ValueError."""
 
     bits: int
     has_minimum: bool = False
     fine: bool = False
     unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.bits, self.has_minimum, self.fine) not in LAYOUTS:
+            raise ValueError(f"there is no layout for {self}")
 
     @property
     def is_stored(self) -> bool:
@@ -44,7 +58,12 @@ class Packing:
     @property
     def center(self) -> int:
         """The code that means zero, before the minimum."""
-        return 128 if self.bits == 8 else 0 if self.has_minimum else 8
+        return 0 if self.has_minimum and self.bits < 8 else 1 << (self.bits - 1)
+
+    @property
+    def upper(self) -> int:
+        """Bits of a code beyond the four that lie together."""
+        return self.bits - 4 if self.bits < 8 else 0
 
     @property
     def block_bytes(self) -> int:
@@ -140,8 +159,12 @@ class PackedMatrix:
         if p.bits == 8:
             codes[panel, :, :, lane] = whole.view(-1, blocks, BLOCK // 4, 4)
         else:
-            halves = whole.view(-1, blocks, 2, 2, 4, 4)
+            halves = (whole & 15).view(-1, blocks, 2, 2, 4, 4)
             codes[panel, :, :, lane] = (halves[:, :, :, 0] | halves[:, :, :, 1] << 4).flatten(2, 3)
+        if p.upper:
+            above = (whole >> 4).view(-1, blocks, 2 * p.upper, 8 // p.upper, 4)
+            placed = above << self._places().view(-1, 1)  # none of whose bits meet
+            self._upper()[panel, :, :, lane] = placed.sum(3, dtype=torch.uint8)
         groups = blocks * BLOCK // p.group
         for at, values in enumerate((scale_NG, minimum_NG)):
             if values is not None:
@@ -169,9 +192,18 @@ class PackedMatrix:
         return out if self.order is None else out[:, self.order.argsort()]
 
     def _codes(self) -> Tensor:
-        """A view (panels, blocks, runs, lanes, 4)."""
-        end = PANEL * BLOCK * self.packing.bits // 8
+        """A view (panels, blocks, runs, lanes, 4), but for the upper bits."""
+        end = PANEL * BLOCK * (self.packing.bits - self.packing.upper) // 8
         return self.panels[:, :, :end].view(*self.panels.shape[:2], -1, PANEL, 4)
+
+    def _upper(self) -> Tensor:
+        """A view (panels, blocks, lines, lanes, 4)."""
+        begin, size = PANEL * BLOCK // 2, PANEL * BLOCK * self.packing.upper // 8
+        return self.panels[:, :, begin : begin + size].view(*self.panels.shape[:2], -1, PANEL, 4)
+
+    def _places(self) -> Tensor:
+        """Where in a line's bytes the upper bits of each four inputs begin."""
+        return torch.arange(0, 8, self.packing.upper, device=self.panels.device, dtype=torch.uint8)
 
     def _scales(self, which: int) -> Tensor:
         """A view (panels, blocks, groups, lanes) of scales (0) or minima (1)."""
@@ -184,9 +216,12 @@ class PackedMatrix:
         p, last = self.packing, self.rows if last is None else last
         panels = slice(first // PANEL, -(-last // PANEL))
         stored = self._codes()[panels]
-        if p.bits == 4:  # runs of a half: four low ones, then four high ones
+        if p.bits < 8:  # runs of a half: four low ones, then four high ones
             halves = stored.view(*stored.shape[:2], 2, 4, PANEL, 4)
             stored = torch.stack((halves & 15, halves >> 4), dim=3).flatten(2, 4)
+        if p.upper:
+            above = self._upper()[panels].unsqueeze(3) >> self._places().view(-1, 1, 1)
+            stored = stored | (above & ((1 << p.upper) - 1)).flatten(2, 3) << 4
         codes = stored.permute(0, 3, 1, 2, 4).float()  # (panels, lanes, blocks, runs, 4)
         groups = codes.reshape(*codes.shape[:3], -1, p.group) - p.center
         scale = self._scales(0)[panels].permute(0, 3, 1, 2).float() * p.unit
