@@ -20,7 +20,7 @@ EQUAL_PROMPT, EQUAL_ANSWER = 13, 64  # tokens of the equal requests of own_engin
 class Rates(NamedTuple):
     """Bytes read a second, and operations a second of bytes with codes of four and of eight bits (brought to
     scale after every 32, as quantised weights need it) and of bfloat16 or float32. Without VNNI codes of four
-    bits are multiplied at twice the rate of those of eight, and those of five and six at less than that."""
+    bits are multiplied at twice the rate of those of eight; those of five and six are taken for as fast."""
 
     read: float
     int4: float

@@ -6,9 +6,8 @@ Each client asks, reads the stream to its end, and asks again, with a prompt of 
 thread of a light event loop, for the server is on the same processors. Prints one JSON line: tokens/s over
 the measured seconds (a fifth of them goes by first), time to the first event and between events (seconds:
 p50, p99), statuses, how long refusals took, and which share of all processors' time these clients and the
-process PID took (besides). An event may have several tokens, or none: how many an answer
-has is known, and its events share them evenly. A refused client waits as Retry-After says where `retry` is
-given.
+process PID took (besides). An event may have several tokens, or none: how many an answer has is known, and
+its events share them evenly. A refused client waits as Retry-After says where `retry` is given.
 """
 
 import asyncio
