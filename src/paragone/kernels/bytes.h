@@ -31,6 +31,20 @@ PARAGONE_INLINE void store_bytes(int8_t* p, const VI (&v)[32 / W]) {
 #endif
 }
 
+// In each lane, products of the numbers of 16 bits of w and x, added.
+PARAGONE_INLINE VI dot_halves(VT w, VT x) {
+#if PARAGONE_LANES == 16
+    return (VI)_mm512_madd_epi16((__m512i)w, (__m512i)x);
+#elif PARAGONE_LANES == 8
+    return (VI)_mm256_madd_epi16((__m256i)w, (__m256i)x);
+#elif defined(__SSE2__)
+    return (VI)_mm_madd_epi16((__m128i)w, (__m128i)x);
+#else
+    VI a = (VI)w, b = (VI)x;
+    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
 // sum + the four products, in each lane, of the unsigned bytes of w and the signed bytes of x.
 PARAGONE_INLINE VI dot_quads(VI sum, VI w, VI x) {
 #if defined(__AVX512VNNI__)
@@ -38,9 +52,8 @@ PARAGONE_INLINE VI dot_quads(VI sum, VI w, VI x) {
 #elif defined(__AVXVNNI__)
     return (VI)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
 #else
-    for (int byte = 0; byte < 4; byte++)
-        sum += (VI)((VU)w >> (8 * byte) & 255) * ((VI)((VU)x << (24 - 8 * byte)) >> 24);
-    return sum;
+    VT even = (VT)(w & 0x00ff00ff), odd = (VT)((VU)w >> 8 & 0x00ff00ff);
+    return sum + dot_halves(even, (VT)x << 8 >> 8) + dot_halves(odd, (VT)x >> 8);
 #endif
 }
 
@@ -79,14 +92,6 @@ template <class T> PARAGONE_INLINE T in_turn(T v) {
     return v;
 }
 
-// In each lane, products of the numbers of 16 bits of w and x, added.
-PARAGONE_INLINE VI dot_halves(VT w, VT x) {
-#if PARAGONE_LANES == 16
-    return (VI)_mm512_madd_epi16((__m512i)w, (__m512i)x);
-#else
-    return (VI)_mm256_madd_epi16((__m256i)w, (__m256i)x);
-#endif
-}
 #endif
 
 // For each byte, which is below 16, one of sixteen others.

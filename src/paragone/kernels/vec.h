@@ -16,6 +16,8 @@
 #endif
 #if PARAGONE_LANES > 4
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #elif defined(__ARM_FEATURE_FMA) && defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
