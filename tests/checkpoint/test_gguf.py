@@ -1,5 +1,6 @@
 """The GGUF reader: values against the `gguf` package, and every way a file can be wrong."""
 
+import math
 import random
 import struct
 
@@ -109,6 +110,10 @@ def malformed(rng: random.Random) -> dict[str, bytes]:
     def with_entry(entry: bytes) -> bytes:
         return g.gguf([ok, entry], [], b"")
 
+    def with_factor(data: bytes, count: int = 1, code: int = 0) -> bytes:
+        matrix = info("t.weight", (64, 2), 40, 0)
+        return g.gguf([ok], [matrix, info("t.scale", (count,), code, 96)], b"\1" * 96 + data + b"\0" * 64)
+
     return {
         "magic": b"GGML" + base[4:],
         "no_magic": rng.randbytes(64),
@@ -149,8 +154,12 @@ def malformed(rng: random.Random) -> dict[str, bytes]:
         "dim_overflow_to_small": with_info(info("t", (1 << 62, 8), 0, 0)),
         "size_beyond_file": with_info(info("t", (32, 1 << 20), 0, 0)),
         "type_unknown": with_info(info("t", (32,), 200 + n, 0)),
-        "type_unsupported": with_info(info("t", (256,), 40, 0)),
+        "type_unsupported": with_info(info("t", (256,), 28, 0)),
         "type_removed": with_info(info("t", (32,), 4, 0)),
+        "factors_of_a_matrix": with_factor(struct.pack("<4f", 1, 1, 1, 1), 1 + n),
+        "factor_in_half": with_factor(struct.pack("<e", 1), 1, 1),
+        "factor_of_nothing": with_factor(struct.pack("<f", rng.choice([0, -1, 1e-40]))),
+        "factor_without_size": with_factor(struct.pack("<f", rng.choice([math.inf, math.nan]))),
         "row_not_blocks": with_info(info("t", (31 + 32 * n, 2), 8, 0)),
         "offset_unaligned": with_info(info("t", (32,), 0, n)),
         "offset_beyond_file": with_info(info("t", (32,), 0, 1 << 40)),

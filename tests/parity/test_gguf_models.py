@@ -38,9 +38,9 @@ def permuted(weight, heads):
     return weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def write_gguf(model, path, single_experts=False):
+def write_gguf(model, path, single_experts=False, add=gguf.GGUFWriter.add_tensor):
     """The conversion's rules, written down once more and independently of the reader's tables. Files from 2023
-    keep `single_experts`, not stacks of them."""
+    keep `single_experts`, not stacks of them. `add` writes a tensor."""
     c = model.config
     arch = ARCH[c.model_type]
     w = gguf.GGUFWriter(path, arch)
@@ -83,10 +83,10 @@ def write_gguf(model, path, single_experts=False):
 
     def add_experts(at, part, stack):
         if not single_experts:
-            w.add_tensor(f"{at}{part}_exps.weight", np.ascontiguousarray(stack))
+            add(w, f"{at}{part}_exps.weight", np.ascontiguousarray(stack))
             return
         for number, expert in enumerate(stack):
-            w.add_tensor(f"{at}{part}.{number}.weight", np.ascontiguousarray(expert))
+            add(w, f"{at}{part}.{number}.weight", np.ascontiguousarray(expert))
 
     tensors = dict(model.state_dict())
     if c.tie_word_embeddings:
@@ -119,7 +119,7 @@ def write_gguf(model, path, single_experts=False):
             data = np.concatenate([part.reshape(-1, *data.shape[1:]) for part in parts])
         stored = names.get_name(name, (".weight", ".bias"))
         stored = stored or names.get_name(name.removeprefix("transformer."), (".weight", ".bias"))
-        w.add_tensor(stored, np.ascontiguousarray(data))
+        add(w, stored, np.ascontiguousarray(data))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -167,6 +167,68 @@ def test_old_files_with_single_experts(tmp_path):
     got = load_decoder(open_checkpoint(tmp_path / "m.gguf"), "fp32")(ids)
     want = model(ids).logits
     assert (got - want).abs().max() <= 2e-5 * want.std()
+
+
+NVFP4 = gguf.GGMLQuantizationType.NVFP4
+
+
+def in_nvfp4(matrix):
+    """(rows, blocks of 64 as bytes), and what all of it is to be multiplied by. Numbers that came out of it
+    twice stay as they are."""
+    amax = np.abs(matrix).reshape(len(matrix), -1, 16).max(2, keepdims=True)
+    factor = np.float32(2.0 ** np.ceil(np.log2(amax.max() / 6 / 400)) * 1.25)
+    stored = gguf.quants.NVFP4.fp32_to_ue4m3((amax / 6 / factor).astype(np.float32))
+    scale = gguf.quants.NVFP4.ue4m3_to_fp32(stored) * factor
+    levels = np.array(gguf.quants.NVFP4.kvalues, np.float32)
+    levels[8] = 99  # zero has one code
+    near = np.abs(matrix.reshape(*amax.shape[:2], 16, 1) / np.maximum(scale, 1e-30)[..., None] - levels)
+    codes = near.argmin(-1).astype(np.uint8)
+    both = (codes[..., :8] | codes[..., 8:] << 4).reshape(len(matrix), -1, 32)
+    blocks = np.concatenate([stored.reshape(len(matrix), -1, 4), both], axis=2)
+    return blocks.reshape(len(matrix), -1), factor
+
+
+def from_nvfp4(raw, factor):
+    return gguf.quants.dequantize(raw, NVFP4) * factor
+
+
+@pytest.mark.parametrize("name", ["llama2_gqa", "mixtral"])
+@torch.inference_mode()
+def test_nvfp4_with_the_numbers_beside_it(name, tmp_path):
+    """A factor for each matrix and for each expert; those of inputs change nothing."""
+    model = next(c for c in CASES if c.name == name).build()
+    for key, parameter in model.model.layers.named_parameters():
+        if parameter.ndim == 1 or parameter.shape[-1] % 64:
+            continue
+        for stored in parameter if parameter.ndim == 3 else [parameter]:
+            for matrix in stored.chunk(2) if "gate_up" in key else [stored]:
+                for _ in range(2):  # the first time may lower the largest, and so the factor
+                    matrix.copy_(torch.from_numpy(from_nvfp4(*in_nvfp4(matrix.numpy()))))
+    written = {}
+
+    def add(w, name, data):
+        if data.ndim == 1 or data.shape[-1] % 64 or not name.startswith("blk.") or "gate_inp" in name:
+            w.add_tensor(name, data)
+            return
+        parts = [in_nvfp4(matrix) for matrix in (data if data.ndim == 3 else data[None])]
+        raw = np.stack([raw for raw, _ in parts])
+        w.add_tensor(name, raw if data.ndim == 3 else raw[0], raw_dtype=NVFP4)
+        factors = written[name] = np.array([factor for _, factor in parts], np.float32)
+        w.add_tensor(name.replace(".weight", ".scale"), factors)
+        w.add_tensor(name.replace(".weight", ".input_scale"), 3 * factors)
+
+    write_gguf(model, tmp_path / "m.gguf", add=add)
+    assert len(written) >= 8
+    assert name != "mixtral" or max(len(set(factors)) for factors in written.values()) > 1
+    ids = torch.randint(0, 128, (2, 48), generator=torch.Generator().manual_seed(2))
+    checkpoint, want = open_checkpoint(tmp_path / "m.gguf"), model(ids).logits
+    assert (load_decoder(checkpoint, "fp32")(ids) - want).abs().max() <= 2e-5 * want.std()
+    packed = load_decoder(checkpoint, "int8")  # whose integers are the file's
+    linear = packed.blocks[1].attn.o
+    assert linear.parts[0].packing.bits == 5
+    stored = model.model.layers[1].self_attn.o_proj.weight
+    torch.testing.assert_close(linear.parts[0].dequantize(), stored, rtol=1e-6, atol=0)
+    assert (packed(ids) - want).abs().max() <= 0.1 * want.std()
 
 
 PROMPTS = [

@@ -5,8 +5,9 @@ unbounded integers, and every count is compared with the bytes that are left in 
 anything of that size is made.
 """
 
+import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "B", 10
 # The least bytes that one metadata entry and one tensor entry can take.
 LEAST_ENTRY_BYTES = 8 + 4 + 1
 LEAST_TENSOR_BYTES = 8 + 4 + 4 + 8
+SMALLEST_FACTOR = 2.0**-126  # of all weights of a matrix: the smallest number of full precision in float32
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,30 @@ def _read_directory(cursor: _Cursor, count: int, alignment: int) -> dict[str, St
             cursor.fail(f"tensor {name!r} needs {nbytes} bytes, {have} are there: truncated?", at)
         tensors[name] = StoredTensor(name, shape, kind, cursor.file, start + offset, nbytes)
     _refuse_overlap(cursor, tensors)
-    return tensors
+    return _with_factors(cursor, tensors)
+
+
+def _with_factors(cursor: _Cursor, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """NVFP4 weights with the numbers that llama.cpp stores beside them: `x.scale` is what all of `x.weight`
+    is multiplied by, one for each matrix. `x.input_scale` is for inputs in four bits too, which are not used.
+    """
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        at = name.removesuffix(".weight")
+        if tensor.type.name != "NVFP4" or at == name:
+            continue
+        found.pop(f"{at}.input_scale", None)
+        beside = found.pop(f"{at}.scale", None)
+        if beside is None:
+            continue
+        matrices = tensor.shape[0] if len(tensor.shape) > 2 else 1
+        if beside.type.name != "F32" or beside.shape not in ((1,), (matrices,)):
+            cursor.fail(f"tensor {beside.name!r} is no number, or {matrices}, in F32", beside.offset)
+        factors = tuple(float(factor) for factor in beside.rows())
+        if not all(SMALLEST_FACTOR <= factor < math.inf for factor in factors):
+            cursor.fail(f"tensor {beside.name!r}: {list(factors)} are not sizes of weights", beside.offset)
+        found[name] = replace(tensor, factors=factors)
+    return found
 
 
 def _refuse_overlap(cursor: _Cursor, tensors: dict[str, StoredTensor]) -> None:

@@ -158,6 +158,17 @@ def mxfp4(b: U8) -> Groups:
     return Groups(MX_LEVELS[nibbles(b[:, 1:], 16)].reshape(-1, 1, 32), np.ldexp(np.float32(1), exponent))
 
 
+def nvfp4(b: U8) -> Groups:
+    """scales[4], qs[32]; scales are floating-point numbers of eight bits without a sign (E4M3), of which the
+    one that is not a number counts as zero."""
+    code = b[:, :4].astype(np.int32)
+    exponent, mantissa = code >> 3 & 15, (code & 7).astype(np.float32)
+    fraction = np.where(exponent > 0, 8 + mantissa, mantissa)
+    scale = np.ldexp(fraction, np.maximum(exponent, 1) - 11)  # half of what is stored: the levels are doubled
+    q = MX_LEVELS[nibbles(b[:, 4:], 8)].reshape(-1, 4, 16)
+    return Groups(q, np.where(code == 127, np.float32(0), scale))
+
+
 def _ternary(digits: U8, d: F32) -> Groups:
     """256 digits of 0 to 2 for minus one to one, with one scale in all."""
     return Groups(digits.astype(np.int8).reshape(-1, 8, 32) - np.int8(1), d.repeat(8, axis=1))

@@ -69,11 +69,10 @@ TYPES: tuple[BlockType, ...] = (
     BlockType("TQ1_0", 34, SUPER, 54, blocks.tq1_0, code_bits=4),
     BlockType("TQ2_0", 35, SUPER, 66, blocks.tq2_0, code_bits=4),
     BlockType("MXFP4", 39, 32, 17, blocks.mxfp4, code_bits=5),
+    BlockType("NVFP4", 40, 64, 36, blocks.nvfp4, code_bits=5),
 )
 BY_CODE = {t.code: t for t in TYPES}
 
 # Known to GGUF but not read here; named so that the refusal can say which it is. Q8_1 and Q8_K are of
-# activations and in no file; NVFP4 needs a number beside each tensor.
-UNSUPPORTED = {
-    9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 40: "NVFP4",
-}  # fmt: skip
+# activations and in no file, the others of no weights.
+UNSUPPORTED = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}

@@ -1,7 +1,7 @@
 """A tensor as it lies in a file: its name, shape and stored type, read by rows without copying the file."""
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +57,19 @@ class StoredTensor:
     file: MappedFile
     offset: int  # bytes from the start of the file
     nbytes: int
+    # Of the whole tensor, or of each matrix of a stack, stored beside it.
+    factors: tuple[float, ...] = field(default=(1.0,), kw_only=True)
 
     @property
     def num_rows(self) -> int:
         """Rows are the first of two or more dimensions; a vector is one row."""
         return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
+    def factor(self) -> float:
+        """What all of a matrix is multiplied by, beyond what its blocks say."""
+        (factor,) = self.factors
+        return factor
 
     @property
     def order(self) -> NDArray[np.int32] | None:
@@ -92,7 +100,8 @@ class StoredTensor:
         groups = self.type.unpack(raw.reshape(-1, self.type.type_size))
         n, size = len(ids), groups.q.shape[-1]
         minimum = None if groups.minimum is None else groups.minimum.reshape(n, -1)
-        return Groups(groups.q.reshape(n, -1, size), groups.scale.reshape(n, -1), minimum)
+        scale = groups.scale.reshape(n, -1)
+        return Groups(groups.q.reshape(n, -1, size), scale * np.float32(self.factor), minimum)
 
     def _raw_rows(self) -> NDArray[np.uint8]:
         raw = np.frombuffer(self.file.buffer, dtype=np.uint8, count=self.nbytes, offset=self.offset)
@@ -101,6 +110,6 @@ class StoredTensor:
     def _numbers(self, raw: NDArray[np.uint8]) -> NDArray[np.generic]:
         shape = (len(raw), *self.shape[1:]) if len(self.shape) > 1 else self.shape
         if self.type.unpack is not None:
-            return self.type.dequantize(raw).reshape(shape)
+            return self.type.dequantize(raw).reshape(shape) * np.float32(self.factor)
         dense = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[self.type.name]
         return raw.reshape(-1).view(dense).reshape(shape)

@@ -1,5 +1,6 @@
 #include "gguf.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -148,6 +149,19 @@ void mxfp4(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float
     levels(b + 1, MX_LEVELS, 16, codes);
 }
 
+// scales[4], qs[32]; half of each scale, as the levels are doubled
+void nvfp4(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*) {
+    for (int i = 0; i < 4; i++) {
+        int exponent = b[i] >> 3 & 15, fraction = (b[i] & 7) + (exponent ? 8 : 0);
+        scales[i] = b[i] == 127 ? 0.0f : std::ldexp((float)fraction, std::max(exponent, 1) - 11);
+        for (int j = 0; j < 8; j++) {
+            int both = b[4 + 8 * i + j];
+            codes[16 * i + j] = (uint8_t)(MX_LEVELS[both & 15] + 16);
+            codes[16 * i + j + 8] = (uint8_t)(MX_LEVELS[both >> 4] + 16);
+        }
+    }
+}
+
 uint32_t word_at(const uint8_t* at) {
     uint32_t w;
     std::memcpy(&w, at, 4);
@@ -272,7 +286,7 @@ constexpr GgufType TYPES[] = {
     {"IQ3_S", 256, 110, 8, iq3_s}, {"IQ3_XXS", 256, 98, 8, iq3_xxs}, {"IQ2_S", 256, 82, 16, iq2_s},
     {"IQ2_XS", 256, 74, 16, iq2_xs}, {"IQ2_XXS", 256, 66, 8, iq2_xxs}, {"IQ1_M", 256, 56, 16, iq1_m},
     {"IQ1_S", 256, 50, 8, iq1_s}, {"TQ1_0", 256, 54, 8, tq1_0}, {"TQ2_0", 256, 66, 8, tq2_0},
-    {"MXFP4", 32, 17, 1, mxfp4},
+    {"MXFP4", 32, 17, 1, mxfp4},   {"NVFP4", 64, 36, 4, nvfp4},
 };
 
 }  // namespace

@@ -30,7 +30,10 @@ def split_index(stored: str) -> tuple[str, int | None]:
 def one_of(stack: StoredTensor, index: int) -> StoredTensor:
     """A matrix of a stack."""
     size = stack.nbytes // stack.shape[0]
-    return replace(stack, shape=stack.shape[1:], offset=stack.offset + index * size, nbytes=size)
+    factors = stack.factors if len(stack.factors) == 1 else stack.factors[index : index + 1]
+    return replace(
+        stack, shape=stack.shape[1:], offset=stack.offset + index * size, nbytes=size, factors=factors
+    )
 
 
 def qkv_parts(names: Mapping[str, str]) -> tuple[str, ...]:

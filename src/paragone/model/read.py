@@ -184,7 +184,8 @@ class Parameters:
     def repacked(self, tensor: StoredTensor, name: str, size: int, width: int) -> PackedMatrix:
         """A matrix with the integers that the file has."""
         first = tensor.groups(np.zeros(1, dtype=np.int64))
-        packing = Packing(tensor.type.code_bits, first.minimum is not None, first.q.shape[-1] == 16)
+        fine = first.q.shape[-1] == 16
+        packing = Packing(tensor.type.code_bits, first.minimum is not None, fine, tensor.factor)
         order = None if tensor.order is None else torch.from_numpy(tensor.order)
         matrix = PackedMatrix(size, width, packing, order=order)
         step = MAPPED_BYTES * size // tensor.nbytes
