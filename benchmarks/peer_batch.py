@@ -23,7 +23,7 @@ def main(folder: str) -> None:
         folder, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
     ids = tokenizer(PROMPT).input_ids
-    settings = GenerationConfig(max_new_tokens=64, do_sample=False, eos_token_id=-1, pad_token_id=0)  # type: ignore[no-untyped-call]
+    settings = GenerationConfig(max_new_tokens=64, do_sample=False, eos_token_id=-1, pad_token_id=0)
 
     def continuous(count: int) -> int:
         done = model.generate_batch(inputs=[ids] * count, generation_config=settings)

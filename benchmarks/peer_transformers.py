@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+logging.disable_progress_bar()
 mode, folder = sys.argv[1:3]
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
