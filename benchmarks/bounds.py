@@ -11,6 +11,7 @@ from paragone.kernels import native
 from paragone.model.linear import Linear
 from paragone.model.spec import ModelSpec
 from paragone.ops import pages
+from paragone.ops.linear import Part
 from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import threads
 
@@ -79,10 +80,15 @@ def bounds(model: Model, rates: Rates) -> dict[str, float]:
 
 def seconds(linear: Linear, rates: Rates) -> float:
     """Of its products for one token."""
-    parts = [
-        (len(part), part.packing.bits if isinstance(part, PackedMatrix) else 16) for part in linear.parts
-    ]
-    return sum(2 * rows * linear.in_features / rates.of(bits) for rows, bits in parts)
+    width = linear.in_features
+    return sum((2 * len(part) * width / rates.of(bits_multiplied(part)) for part in linear.parts), 0.0)
+
+
+def bits_multiplied(part: Part) -> int:
+    """How wide its numbers are when they are multiplied."""
+    if not isinstance(part, PackedMatrix):
+        return 16
+    return 8 if part.packing.levels else part.packing.bits
 
 
 def operations(model: Model) -> float:

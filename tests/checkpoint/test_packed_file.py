@@ -15,7 +15,7 @@ from paragone.model import read as reading
 from paragone.model.forward import Reader
 from paragone.model.kept import as_kept, as_packed
 from paragone.model.load import load_decoder
-from paragone.ops.packed import PackedMatrix
+from paragone.ops.packed import PackedMatrix, Packing
 from paragone.quant.rtn import INT8
 from tests.checkpoint.test_gptq import write
 from tests.parity.test_families import ids_of
@@ -92,6 +92,16 @@ def test_an_order_that_leads_elsewhere_is_not_taken(wrong):
     kept = as_kept(matrix)
     assert as_packed(kept, 16, 64) is not None
     assert as_packed(replace(kept, order=np.array(wrong, dtype=np.int32)), 16, 64) is None
+
+
+@pytest.mark.parametrize("wrong", [[], [0] * 15, [0] * 15 + [128], [0] * 15 + [0.5], None])
+def test_levels_that_are_none(wrong):
+    matrix = PackedMatrix(16, 64, Packing(4, levels=tuple(range(-8, 8))))
+    kept = as_kept(matrix)
+    assert as_packed(kept, 16, 64).packing == matrix.packing
+    changed = replace(kept, meaning=replace(kept.meaning, levels=wrong))
+    found = as_packed(changed, 16, 64)
+    assert found is None if wrong is not None else found.packing == Packing(4)
 
 
 def test_other_weights_are_not_taken_for_these(tmp_path):

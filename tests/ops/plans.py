@@ -26,8 +26,7 @@ def seen(part):
     """A part of a weight for the kernels. It must stay alive."""
     if isinstance(part, CompressedMatrix):
         return native.in_bfloat16(*part.addresses, part.rows, part.width)
-    p = part.packing
-    return native.packed(part.panels.data_ptr(), part.rows, part.width, p.bits, p.has_minimum, p.fine, p.unit)
+    return native.packed(part.packing.native, part.panels.data_ptr(), part.rows, part.width)
 
 
 def linear(parts, bias=None, prologue=None, source_width=None):
@@ -48,7 +47,10 @@ def inputs(T, D):
     return codes * scale
 
 
-FORMATS = [Packing(*layout) for layout in LAYOUTS]
+LEVELS = (-128, -101, -83, -65, -49, -35, -22, -10, 0, 1, 13, 25, 38, 69, 113, 127)
+FORMATS = [
+    Packing(*layout, levels=LEVELS if has_levels else None) for *layout, has_levels in LAYOUTS
+]  # fmt: skip
 SHAPES = [(1, 1), (3, 32), (17, 64), (33, 576), (100, 1536), (5, 33), (16, 7), (40, 65), (300, 200)]
 
 

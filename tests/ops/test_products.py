@@ -42,7 +42,7 @@ def test_packing_keeps_every_integer(packing, shape):
     def spread(values):
         return values.repeat_interleave(packing.group, 1)[:, :width]
 
-    want = (codes.float() - packing.center) * spread(scale)
+    want = packing.integers(codes) * spread(scale)
     want = want if minimum is None else want + spread(minimum)
     assert torch.equal(matrix.dequantize(), want)
     assert torch.equal(matrix.dequantize(rows // 2, rows), want[rows // 2 :])
@@ -68,7 +68,8 @@ def test_rows_of_files_are_repacked_to_the_bit(kind):
     raw = found[np.logical_and.reduce(usual)][: rows * blocks].reshape(rows, -1)
     order = rng.permutation(rows)
     groups = kind.unpack(raw[order].reshape(-1, kind.type_size))
-    packing = Packing(kind.code_bits, groups.minimum is not None, groups.q.shape[-1] == 16)
+    fine = groups.q.shape[-1] == 16
+    packing = Packing(kind.code_bits, groups.minimum is not None, fine, levels=kind.levels)
     got, want = (PackedMatrix(rows, blocks * kind.block_size, packing) for _ in range(2))
     assert got.repack(0, kind.name, raw.ctypes.data, order[:16], kind.codebook)
     assert got.repack(16, kind.name, raw.ctypes.data, order[16:], kind.codebook)
@@ -77,7 +78,7 @@ def test_rows_of_files_are_repacked_to_the_bit(kind):
         return torch.from_numpy(values.reshape(rows, -1).astype(dtype))
 
     minimum = None if groups.minimum is None else by_row(groups.minimum, np.float32)
-    codes = by_row(groups.q.astype(np.int16) + packing.center, np.uint8)
+    codes = by_row(packing.codes(groups.q), np.uint8)
     want._put(0, codes, by_row(groups.scale, np.float32), minimum)
     assert torch.equal(got.panels, want.panels)
 

@@ -23,7 +23,7 @@ from paragone.checkpoint.safetensors import read_safetensors
 from paragone.errors import ParagoneError
 from paragone.paths import home
 
-LAYOUT = 2  # counts up where panels change
+LAYOUT = 3  # counts up where panels change
 ALIGNMENT = 64
 # Of what some matrices have beside panels.
 SUFFIXES = {"order": ".order", "lists": ".lists", "outliers": ".outliers"}
@@ -39,6 +39,7 @@ class Meaning:
     has_minimum: bool
     fine: bool
     unit: float
+    levels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,20 @@ template <class T> PARAGONE_INLINE T in_turn(T v) {
 #endif
 
 // For each byte, which is below 16, one of sixteen others.
-PARAGONE_INLINE VI look_up(const uint8_t* table, VI bytes) {
+#if PARAGONE_LANES > 4 || defined(__aarch64__)
+PARAGONE_INLINE
+#else  // a call costs less than sixteen loads, each time, to compile
+static __attribute__((noinline))
+#endif
+VI look_up(const uint8_t* table, VI bytes) {
 #if PARAGONE_LANES == 16
     __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
     return (VI)_mm512_shuffle_epi8(all, (__m512i)bytes);
 #elif PARAGONE_LANES == 8
     __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
     return (VI)_mm256_shuffle_epi8(all, (__m256i)bytes);
+#elif defined(__aarch64__)
+    return (VI)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)bytes);
 #else
     uint8_t each[W * 4];
     std::memcpy(each, &bytes, sizeof each);

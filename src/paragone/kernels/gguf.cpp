@@ -122,15 +122,15 @@ constexpr int8_t LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 
 // The same of floating-point numbers of four bits, doubled.
 constexpr int8_t MX_LEVELS[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-void levels(const uint8_t* from, const int8_t* of, int center, uint8_t* codes) {
+void levels(const uint8_t* from, const int8_t* of, uint8_t* codes) {
     nibbles(from, nullptr, codes);
-    for (int i = 0; i < 32; i++) codes[i] = (uint8_t)(of[codes[i]] + center);
+    for (int i = 0; i < 32; i++) codes[i] = (uint8_t)(of[codes[i]] + 128);
 }
 
 // d, qs[16]
 void iq4_nl(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*) {
     *scales = half_at(b);
-    levels(b + 2, LEVELS, 128, codes);
+    levels(b + 2, LEVELS, codes);
 }
 
 // d, scales_h (16 bits), scales_l[4], qs[128]
@@ -139,14 +139,14 @@ void iq4_xs(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, floa
     for (int i = 0; i < 8; i++) {
         int low = b[4 + i / 2] >> (i % 2 * 4) & 15;
         scales[i] = half_at(b) * (float)((low | (high >> (2 * i) & 3) << 4) - 32);
-        levels(b + 8 + 16 * i, LEVELS, 128, codes + 32 * i);
+        levels(b + 8 + 16 * i, LEVELS, codes + 32 * i);
     }
 }
 
 // e, qs[16]
 void mxfp4(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float*) {
     *scales = std::ldexp(1.0f, b[0] - 128);
-    levels(b + 1, MX_LEVELS, 16, codes);
+    levels(b + 1, MX_LEVELS, codes);
 }
 
 // scales[4], qs[32]; half of each scale, as the levels are doubled
@@ -156,8 +156,8 @@ void nvfp4(const uint8_t* b, const int8_t*, uint8_t* codes, float* scales, float
         scales[i] = b[i] == 127 ? 0.0f : std::ldexp((float)fraction, std::max(exponent, 1) - 11);
         for (int j = 0; j < 8; j++) {
             int both = b[4 + 8 * i + j];
-            codes[16 * i + j] = (uint8_t)(MX_LEVELS[both & 15] + 16);
-            codes[16 * i + j + 8] = (uint8_t)(MX_LEVELS[both >> 4] + 16);
+            codes[16 * i + j] = (uint8_t)(MX_LEVELS[both & 15] + 128);
+            codes[16 * i + j + 8] = (uint8_t)(MX_LEVELS[both >> 4] + 128);
         }
     }
 }
@@ -171,8 +171,8 @@ uint32_t word_at(const uint8_t* at) {
 uint32_t short_at(const uint8_t* at) { return at[0] | at[1] << 8; }
 
 // Entries of `count` weights, and a bit each that says whether it is negative.
-void signed_entry(const int8_t* entry, int count, uint32_t signs, uint8_t* codes, int center = 128) {
-    for (int i = 0; i < count; i++) codes[i] = (uint8_t)((signs >> i & 1 ? -entry[i] : entry[i]) + center);
+void signed_entry(const int8_t* entry, int count, uint32_t signs, uint8_t* codes) {
+    for (int i = 0; i < count; i++) codes[i] = (uint8_t)((signs >> i & 1 ? -entry[i] : entry[i]) + 128);
 }
 
 // Seven stored signs and the eighth, which makes the number of negative ones even.
@@ -229,7 +229,7 @@ void iq3_s(const uint8_t* b, const int8_t* book, uint8_t* codes, float* scales, 
     for (int i = 0; i < 8; i++) scales[i] = half_at(b) * (float)(1 + 2 * (b[106 + i / 2] >> (i % 2 * 4) & 15));
     for (int i = 0; i < 64; i++) {
         int entry = b[2 + i] | (b[66 + i / 8] >> (i % 8) & 1) << 8;
-        signed_entry(book + 4 * entry, 4, b[74 + i / 2] >> (i % 2 * 4), codes + 4 * i, 16);
+        signed_entry(book + 4 * entry, 4, b[74 + i / 2] >> (i % 2 * 4), codes + 4 * i);
     }
 }
 
@@ -256,7 +256,7 @@ void iq1_m(const uint8_t* b, const int8_t* book, uint8_t* codes, float* scales, 
     }
     for (int i = 0; i < 256; i++) {
         int high = b[32 + i / 16] >> (i / 8 % 2 * 4) & 15, entry = b[i / 8] | (high & 7) << 8;
-        codes[i] = (uint8_t)(8 * book[8 * entry + i % 8] + (high & 8 ? -1 : 1) + 16);
+        codes[i] = (uint8_t)(8 * book[8 * entry + i % 8] + (high & 8 ? -1 : 1) + 128);
     }
 }
 

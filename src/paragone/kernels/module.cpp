@@ -27,10 +27,15 @@ std::vector<float> floats(uintptr_t address, long count) {
     return from ? std::vector<float>(from, from + count) : std::vector<float>();
 }
 
-Matrix packed(uintptr_t panels, long rows, long D, int bits, bool has_minimum, bool fine, float unit,
-              uintptr_t order) {
-    Packed packed{at<uint8_t>(panels), rows, D, bits, has_minimum, fine, unit};
-    return {true, packed, {}, rows, at<int32_t>(order)};
+// Levels: sixteen of -128 to 127, or none.
+Layout layout(int bits, bool has_minimum, bool fine, float unit, const std::vector<int>& levels) {
+    Layout layout{bits, has_minimum, fine, unit, !levels.empty()};
+    for (size_t i = 0; i < levels.size() && i < 16; i++) layout.levels[i] = (uint8_t)(levels[i] + 128);
+    return layout;
+}
+
+Matrix packed(const Layout& layout, uintptr_t panels, long rows, long D, uintptr_t order) {
+    return {true, {layout, at<uint8_t>(panels), rows, D}, {}, rows, at<int32_t>(order)};
 }
 
 Matrix in_bfloat16(uintptr_t panels, uintptr_t lists, uintptr_t outliers, long rows, long D) {
@@ -91,15 +96,15 @@ void run_head(Plan& plan, int threads, long T, uintptr_t x, bool deterministic, 
     plan.run(step, threads);
 }
 
-void pack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float unit, long first, long count,
-          uintptr_t codes, uintptr_t scales, uintptr_t minima, int threads) {
-    Packing packing{at<uint8_t>(panels), D, bits, has_minimum, fine, unit};
-    long groups = fine ? (D + 15) / 16 : (D + 31) / 32;
+void pack(const Layout& layout, uintptr_t panels, long D, long first, long count, uintptr_t codes, uintptr_t scales,
+          uintptr_t minima, int threads) {
+    Packing packing{layout, at<uint8_t>(panels), D};
+    long groups = layout.fine ? (D + 15) / 16 : (D + 31) / 32;
     Team& team = Team::shared();
     team.run(threads, [&](int) {
         for (long row; (row = team.next() * 16) < count;)
             packing.put(first + row, std::min(16L, count - row), at<uint8_t>(codes) + row * D,
-                        at<float>(scales) + row * groups, has_minimum ? at<float>(minima) + row * groups : nullptr);
+                        at<float>(scales) + row * groups, layout.has_minimum ? at<float>(minima) + row * groups : nullptr);
     });
 }
 
@@ -144,9 +149,9 @@ void expand(uintptr_t panels, uintptr_t lists, uintptr_t outliers, long D, uintp
 }
 
 // Rows order[0], order[1], ... of a matrix of float32 or bfloat16, quantised, become rows `first` and on.
-void round_rows(uintptr_t panels, long D, int bits, float unit, long first, long count, uintptr_t rows,
-                uintptr_t order, bool bfloat16, int threads) {
-    Packing packing{at<uint8_t>(panels), D, bits, bits == 4, false, unit};
+void round_rows(const Layout& layout, uintptr_t panels, long D, long first, long count, uintptr_t rows, uintptr_t order,
+                bool bfloat16, int threads) {
+    Packing packing{layout, at<uint8_t>(panels), D};
     Team& team = Team::shared();
     team.run(threads, [&](int) {
         std::vector<float> row(D), scales(D / 32 + 1), minima(D / 32 + 1);
@@ -162,17 +167,20 @@ void round_rows(uintptr_t panels, long D, int bits, float unit, long first, long
                     uint32_t word = (uint32_t)half << 16;
                     std::memcpy(&row[d], &word, sizeof word);
                 }
-                best.round_row(row.data(), D, bits, unit, codes.data(), scales.data(), minima.data());
+                best.round_row(row.data(), D, layout.bits, layout.unit, codes.data(), scales.data(), minima.data());
                 packing.put(first + r, 1, codes.data(), scales.data(), minima.data());
             }
     });
 }
 
 // Rows order[0], order[1], ... of a tensor of one of GGUF's types become rows `first` and on.
-void repack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, long first, long count,
-            const std::string& name, uintptr_t book, uintptr_t raw, uintptr_t order, int threads) {
+void repack(const Layout& layout, uintptr_t panels, long D, long first, long count, const std::string& name,
+            uintptr_t book, uintptr_t raw, uintptr_t order, int threads) {
     const GgufType& type = *gguf_type(name);
-    Packing packing{at<uint8_t>(panels), D, bits, has_minimum, fine, 1.0f};
+    Packing packing{layout, at<uint8_t>(panels), D};
+    packing.unit = 1.0f;  // scales are stored as the file has them
+    uint8_t numbers[256] = {};  // of levels
+    for (int i = 0; i < 16; i++) numbers[layout.levels[i]] = (uint8_t)i;
     long blocks = D / type.inputs;
     Team& team = Team::shared();
     team.run(threads, [&](int) {
@@ -185,15 +193,16 @@ void repack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, lon
                 for (long b = 0; b < blocks; b++)
                     type.unpack(from + b * type.bytes, at<int8_t>(book), codes.data() + b * type.inputs,
                                 scales.data() + b * type.groups, minima.data() + b * type.groups);
-                packing.put(first + row, 1, codes.data(), scales.data(), has_minimum ? minima.data() : nullptr);
+                if (layout.has_levels)
+                    for (uint8_t& code : codes) code = numbers[code];
+                packing.put(first + row, 1, codes.data(), scales.data(), layout.has_minimum ? minima.data() : nullptr);
             }
     });
 }
 
 // Rows of a packed weight in float32, one after the other.
-void unpack(uintptr_t panels, long D, int bits, bool has_minimum, bool fine, float unit, const std::vector<long>& rows,
-            uintptr_t to) {
-    Packing packing{at<uint8_t>(panels), D, bits, has_minimum, fine, unit};
+void unpack(const Layout& layout, uintptr_t panels, long D, const std::vector<long>& rows, uintptr_t to) {
+    Packing packing{layout, at<uint8_t>(panels), D};
     for (size_t i = 0; i < rows.size(); i++) packing.get(rows[i], at<float>(to) + i * D);
 }
 
@@ -212,6 +221,8 @@ NB_MODULE(_native, m) {
     m.attr("OUT") = +Run::OUT;
     m.attr("pairs") = best.pairs;
     auto released = nb::call_guard<nb::gil_scoped_release>();
+    nb::class_<Layout>(m, "Layout");
+    m.def("layout", &layout);
     m.def("pack", &pack, released);
     m.def("round_rows", &round_rows, released);
     m.def("unpack", &unpack);
@@ -232,7 +243,7 @@ NB_MODULE(_native, m) {
         return read_rate(at<uint8_t>(from), bytes, threads);
     }, released);
     nb::class_<Matrix>(m, "Matrix");
-    m.def("packed", &packed, "panels"_a, "rows"_a, "D"_a, "bits"_a, "has_minimum"_a, "fine"_a, "unit"_a, "order"_a = 0);
+    m.def("packed", &packed, "layout"_a, "panels"_a, "rows"_a, "D"_a, "order"_a = 0);
     m.def("in_bfloat16", &in_bfloat16);
     nb::class_<Prologue>(m, "Prologue").def(nb::init<>());
     m.def("norm", &norm);

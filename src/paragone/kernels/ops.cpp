@@ -190,8 +190,9 @@ std::string Linear::describe() const {
     std::string out = "linear " + std::to_string(N_) + " x " + std::to_string(D_) + ":";
     for (const Matrix& part : parts_) {
         if (part.is_packed)
-            out += " int" + std::to_string(part.packed.bits) + (part.packed.has_minimum ? "+min" : "") +
-                   (part.packed.fine ? "/16" : "/32") + (part.order ? " in another order" : "");
+            out += (part.packed.has_levels ? " levels" : " int") + std::to_string(part.packed.bits) +
+                   (part.packed.has_minimum ? "+min" : "") + (part.packed.fine ? "/16" : "/32") +
+                   (part.order ? " in another order" : "");
         else out += " bf16";
     }
     return out + prologue_.describe();

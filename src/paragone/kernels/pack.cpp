@@ -74,7 +74,8 @@ void Packing::get(long row, float* to) const {
             int above = upper ? block[LOW_BYTES + i / inputs * 64 + lane * 4 + i % 4] >> (i % inputs / 4 * upper) : 0;
             code |= (above & ((1 << upper) - 1)) << 4;
             const uint16_t* scales = (const uint16_t*)(block + code_bytes) + lane;
-            float value = (float)(code - center) * (from_half(scales[i / group * 16]) * unit);
+            int whole = has_levels ? levels[code] - 128 : code - center;
+            float value = (float)whole * (from_half(scales[i / group * 16]) * unit);
             to[b * 64 + i] = has_minimum ? value + from_half(scales[(each + i / group) * 16]) * unit : value;
         }
 }

@@ -2,8 +2,8 @@
 // their products with activations in eight bits are made of.
 //
 // Sixteen rows are a panel; a lane is a row. A panel is a run of blocks of 64 inputs: codes, then scales, then, in
-// asymmetric formats, minima: weight = scale * (code - CENTER) + minimum. Codes are unsigned; the four inputs of a
-// lane are neighbours. In four bits, a half of a block (32 inputs) is four registers whose low halves of bytes hold
+// asymmetric formats, minima: weight = scale * (code - CENTER) + minimum. Codes are unsigned; or, in four bits, they are
+// numbers of sixteen levels, which take the code's place. The four inputs of a lane are neighbours. In four bits, a half of a block (32 inputs) is four registers whose low halves of bytes hold
 // the first sixteen inputs and whose high halves the others. Five and six bits begin so, and their upper bits follow
 // in lines of their own: one has them for 32 or for 16 inputs, those of the first four lowest in each byte. Scales and
 // minima are float16, in units that the matrix names, one for every 32 inputs, or, where `fine`, for every 16. So every
@@ -21,8 +21,13 @@ namespace PARAGONE_LEVEL {
 
 constexpr long BLOCK = 64;    // inputs
 
+// Bits of a code as it is stored, and of what it stands for. LEVELS takes the place of bits where those are two things.
+constexpr int LEVELS = 0;
+constexpr int stored(int bits) { return bits == LEVELS ? 4 : bits; }
+constexpr int meant(int bits) { return bits == LEVELS ? 8 : bits; }
+
 PARAGONE_INLINE constexpr long block_bytes(int bits, bool has_minimum, bool fine) {
-    return BLOCK * PANEL * bits / 8 + (fine ? 4 : 2) * (has_minimum ? 2 : 1) * PANEL * 2;
+    return BLOCK * PANEL * stored(bits) / 8 + (fine ? 4 : 2) * (has_minimum ? 2 : 1) * PANEL * 2;
 }
 
 // One token's activations in eight bits.
@@ -74,11 +79,12 @@ PARAGONE_INLINE VI moved(VI bits, int by) { return by < 0 ? (VI)((VU)bits >> -by
 // What P panels, `stride` bytes apart, have of a quarter of a block, which is at most what one scale is for.
 template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
     static constexpr long SCALES = FINE ? 2 : 1;  // of a half
-    static constexpr int UPPER = BITS < 8 ? BITS - 4 : 0, MASK = 0x10101010 * ((1 << UPPER) - 1);
+    static constexpr int STORED = stored(BITS), UPPER = STORED < 8 ? STORED - 4 : 0;
+    static constexpr int MASK = 0x10101010 * ((1 << UPPER) - 1);
     VI codes[4][P * V];
     VF scales[P * V], minima[P * V];
 
-    PARAGONE_MEMBER void fetch(const uint8_t* panel, long stride, int half, int quarter) {
+    PARAGONE_MEMBER void fetch(const Packed& weight, const uint8_t* panel, long stride, int half, int quarter) {
 #pragma GCC unroll 8
         for (int q = 0; q < P * V; q++) {
             const uint8_t* block = panel + q / V * stride;
@@ -90,15 +96,16 @@ template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
             }
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++)
-                if constexpr (BITS == 8) {
+                if constexpr (STORED == 8) {
                     codes[i][q] = load_words(block + (half * 8 + quarter * 4 + i) * 64 + lanes * 4);
                 } else {
                     VI both = load_words(block + (half * 4 + i) * 64 + lanes * 4);
                     codes[i][q] = (quarter ? (VI)((VU)both >> 4) : both) & 0x0f0f0f0f;
                     int at = UPPER == 1 ? 4 * quarter + i : 2 * i;
                     if constexpr (UPPER) codes[i][q] |= moved(upper, 4 - at) & MASK;
+                    if constexpr (BITS == LEVELS) codes[i][q] = look_up(weight.levels, codes[i][q]);
                 }
-            const uint16_t* at = (const uint16_t*)(block + BLOCK * PANEL * BITS / 8) + lanes;
+            const uint16_t* at = (const uint16_t*)(block + BLOCK * PANEL * STORED / 8) + lanes;
             long scale = half * SCALES + (FINE ? quarter : 0);
             scales[q] = load_half(at + scale * PANEL);
             if constexpr (MINIMUM) minima[q] = load_half(at + (scale + 2 * SCALES) * PANEL);
@@ -112,12 +119,13 @@ template <int BITS, bool MINIMUM, bool FINE> struct Share {
     float scale, total;
 
     PARAGONE_MEMBER Share(const Quantised& x, int part) {
-        constexpr int TIMES = BITS == 8 ? 1 : 1 << (BITS - 4);  // the center of four bits
-        const int32_t* starts = BITS == 8 ? x.start128 : x.start8;
+        constexpr bool EIGHT = meant(BITS) == 8;
+        constexpr int TIMES = EIGHT ? 1 : 1 << (BITS - 4);  // the center of four bits
+        const int32_t* starts = EIGHT ? x.start128 : x.start8;
         int half = FINE ? part / 2 : part, whole = 2 * half + 1;
         scale = x.scales[half];
         total = FINE ? part % 2 ? x.totals[whole] - x.totals[whole - 1] : x.totals[whole - 1] : x.totals[whole];
-        if constexpr (BITS == 8 || !MINIMUM)
+        if constexpr (EIGHT || !MINIMUM)
             start = TIMES * (FINE ? part % 2 ? starts[whole] - starts[whole - 1] : starts[whole - 1] : starts[whole]);
     }
 };

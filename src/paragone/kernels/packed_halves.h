@@ -12,11 +12,11 @@
 
 namespace PARAGONE_LEVEL {
 
-template <int BITS> constexpr bool IN_BYTES = !QUADS && BITS < 8;
-template <int BITS> constexpr int FIT = 8 >> (BITS - 4);  // quads whose products' sums need not be widened in between
+template <int BITS> constexpr bool IN_BYTES = !QUADS && meant(BITS) < 8;
+template <int BITS> constexpr int FIT = 8 >> (meant(BITS) - 4);  // quads whose products' sums need not be widened in between
 static_assert(2 * FIT<4> * 15 * 127 < 1 << 15 && 2 * FIT<5> * 31 * 127 < 1 << 15 && 2 * FIT<6> * 63 * 127 < 1 << 15);
 static_assert(2 * 128 * 127 < 1 << 15);
-template <int BITS> constexpr bool SIGNED = !QUADS && BITS == 8;
+template <int BITS> constexpr bool SIGNED = !QUADS && meant(BITS) == 8;
 
 // Panels [p, p + P) by tokens [m, m + M).
 template <int BITS, bool MINIMUM, bool FINE, int P, int M>
@@ -35,10 +35,10 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
             VT halves[M][P * V];
 #pragma GCC unroll 2
             for (int quarter = 0; quarter < QUARTERS; quarter++) {
-                w.fetch(panel, stride, FINE ? part / 2 : part, FINE ? part % 2 : quarter);
+                w.fetch(weight, panel, stride, FINE ? part / 2 : part, FINE ? part % 2 : quarter);
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++) {
-                    constexpr int TOGETHER = BITS == 8 ? 1 : std::min(FIT<BITS>, 4 * QUARTERS);
+                    constexpr int TOGETHER = meant(BITS) == 8 ? 1 : std::min(FIT<BITS>, 4 * QUARTERS);
                     int of_part = 4 * quarter + i, quad = part * QUARTERS * 4 + of_part;
                     bool begin = of_part == 0;
                     VI own[P * V], size[P * V];

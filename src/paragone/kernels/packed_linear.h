@@ -49,15 +49,13 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
 
 // Panels [first, last) of the weight by M tokens. The layouts are those that some format needs (ops/packed.py).
 static void packed_linear(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
-    auto in = [&]<int BITS>() {
-        return w.has_minimum ? panels_times<BITS, true, false>
-               : w.fine      ? panels_times<BITS, false, true>
-                             : panels_times<BITS, false, false>;
-    };
-    auto run = w.bits == 4   ? w.has_minimum && w.fine ? panels_times<4, true, true> : in.template operator()<4>()
-               : w.bits == 5 ? in.template operator()<5>()
+    bool least = w.has_minimum, fine = w.fine;
+    auto run = w.has_levels  ? fine ? panels_times<LEVELS, false, true> : panels_times<LEVELS, false, false>
+               : w.bits == 4 ? least ? fine ? panels_times<4, true, true> : panels_times<4, true, false>
+                               : fine ? panels_times<4, false, true> : panels_times<4, false, false>
+               : w.bits == 5 ? least ? panels_times<5, true, false> : panels_times<5, false, false>
                : w.bits == 6 ? panels_times<6, false, true>
-                             : in.template operator()<8>();
+               : least ? panels_times<8, true, false> : panels_times<8, false, false>;
     run(w, first, last, x, M, to);
 }
 

@@ -21,7 +21,7 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
 #pragma GCC unroll 2
             for (int quarter = 0; quarter < 2; quarter++) {
                 Quarter<BITS, MINIMUM, FINE, P> w;
-                w.fetch(panel, stride, half, quarter);
+                w.fetch(weight, panel, stride, half, quarter);
 #pragma GCC unroll 8
                 for (int i = 0; i < M; i++) {
                     const Quantised& token = x[i * blocks];

@@ -31,7 +31,7 @@ static void panel_tiles(const Packed& weight, long p, const Quantised* x, long M
                 int half = FINE ? part / 2 : part, quarter = FINE ? part % 2 : 0;
                 Quarter<BITS, MINIMUM, FINE, 1> w;
                 for (int i = 0; i < INPUTS / 16; i++) {
-                    w.fetch(block, 0, half, quarter + i);
+                    w.fetch(weight, block, 0, half, quarter + i);
                     std::memcpy(codes[4 * i], w.codes, sizeof w.codes);
                 }
                 // Sixteen tokens' codes: where they lie, or without reading behind the last.

@@ -54,7 +54,7 @@ bool same_products(const Kernels& level, const Kernels& other) {
     }
     const Kernels* both[] = {&level, &other};
     for (int i = 0; i < 2; i++) {
-        both[i]->packed_linear({panel, 16, D, 4, false, false, 1.0f}, 0, 1, quantised, M, {z[i], 16, nullptr, false});
+        both[i]->packed_linear({{4, false, false, 1.0f}, panel, 16, D}, 0, 1, quantised, M, {z[i], 16, nullptr, false});
         both[i]->compressed_linear({panels, lists.data(), outliers.data(), ROWS, D}, 0, ROWS / 16, words, M, false,
                                    {y[i], ROWS, nullptr, false}, room.data());
     }

@@ -16,13 +16,18 @@ struct Out {
     bool add;
 };
 
-// A weight in panels; packed.h says how they lie. Stored scales are in units of `unit`.
-struct Packed {
-    const uint8_t* panels;
-    long rows, D;
+// How the numbers of a weight in panels are stored; packed.h says how they lie. Scales are in units of `unit`.
+struct Layout {
     int bits;
     bool has_minimum, fine;
     float unit;
+    bool has_levels = false;
+    uint8_t levels[16] = {};  // what codes are numbers of, plus 128
+};
+
+struct Packed : Layout {
+    const uint8_t* panels;
+    long rows, D;
 };
 
 // A number of a weight in bfloat16 that its panel cannot hold: input `input` of the block, row `lane` of the panel. The

@@ -6,7 +6,7 @@ import torch
 from paragone.checkpoint.packed_file import Kept, Meaning
 from paragone.ops.compressed import OUTLIER, CompressedMatrix
 from paragone.ops.linear import Matrix
-from paragone.ops.packed import LAYOUTS, PackedMatrix, Packing
+from paragone.ops.packed import PackedMatrix, Packing
 
 BITS = 12  # of a number in a compressed matrix
 
@@ -14,9 +14,11 @@ BITS = 12  # of a number in a compressed matrix
 def as_packed(kept: Kept, rows: int, width: int) -> PackedMatrix | None:
     """A matrix where it lies in a file; none where it is not what it should be."""
     meaning = kept.meaning
-    if (meaning.bits, meaning.has_minimum, meaning.fine) not in LAYOUTS:
+    try:
+        levels = None if meaning.levels is None else tuple(meaning.levels)
+        packing = Packing(meaning.bits, meaning.has_minimum, meaning.fine, meaning.unit, levels)
+    except (TypeError, ValueError):
         return None
-    packing = Packing(meaning.bits, meaning.has_minimum, meaning.fine, meaning.unit)
     if (meaning.rows, meaning.width) != (rows, width) or kept.panels.shape != packing.shape(rows, width):
         return None
     if kept.order is not None and not np.array_equal(np.sort(kept.order), np.arange(width)):
@@ -45,6 +47,6 @@ def as_kept(matrix: Matrix) -> Kept:
         lists, outliers = (array.view(np.int32) for array in (matrix.lists, matrix.outliers))
         return Kept(meaning, matrix.panels.numpy(), lists=lists, outliers=outliers)
     p = matrix.packing
-    meaning = Meaning(matrix.rows, matrix.width, p.bits, p.has_minimum, p.fine, p.unit)
+    meaning = Meaning(matrix.rows, matrix.width, p.bits, p.has_minimum, p.fine, p.unit, p.levels)
     order = None if matrix.order is None else matrix.order.cpu().numpy()
     return Kept(meaning, matrix.panels.cpu().numpy(), order)

@@ -199,10 +199,8 @@ class Plan:
         parts = []
         for part in linear.parts:
             if isinstance(part, PackedMatrix):
-                p = part.packing
-                at, order = part.panels.data_ptr(), self._order(part)
-                sizes = part.rows, part.width, p.bits, p.has_minimum, p.fine, p.unit
-                parts.append(native.packed(at, *sizes, order))
+                at, sizes = part.panels.data_ptr(), (part.rows, part.width)
+                parts.append(native.packed(part.packing.native, at, *sizes, self._order(part)))
                 continue
             matrix = CompressedMatrix.of(part) if isinstance(part, Tensor) else part
             self._kept.append(matrix)

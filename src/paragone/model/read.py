@@ -185,7 +185,8 @@ class Parameters:
         """A matrix with the integers that the file has."""
         first = tensor.groups(np.zeros(1, dtype=np.int64))
         fine = first.q.shape[-1] == 16
-        packing = Packing(tensor.type.code_bits, first.minimum is not None, fine, tensor.factor)
+        kind, has_minimum = tensor.type, first.minimum is not None
+        packing = Packing(kind.code_bits, has_minimum, fine, tensor.factor, kind.levels)
         order = None if tensor.order is None else torch.from_numpy(tensor.order)
         matrix = PackedMatrix(size, width, packing, order=order)
         step = MAPPED_BYTES * size // tensor.nbytes
@@ -193,7 +194,7 @@ class Parameters:
             if matrix.repack(at, tensor.type.name, tensor.address, ids, tensor.type.codebook):
                 continue
             groups = tensor.groups(ids)
-            codes = (groups.q.astype(np.int16) + packing.center).astype(np.uint8)
+            codes = packing.codes(groups.q)
             minimum = None if groups.minimum is None else torch.from_numpy(groups.minimum)
             flat = torch.from_numpy(codes.reshape(len(ids), -1))
             matrix.put(at, flat, torch.from_numpy(groups.scale), minimum)

@@ -4,13 +4,16 @@ Sixteen rows are a panel, a panel is a run of blocks of 64 inputs: codes, then s
 any, minima: weight = scale * (code - center) + minimum. In eight bits the sixteen rows' codes of four
 neighbouring inputs lie together. In four bits, for each half of a block, low halves of bytes hold its first
 16 inputs so, and high halves the other 16. The upper bits of five and six follow in lines of four bytes for
-each row, which have them for 32 or 16 inputs, those of the first four lowest in each byte. Scales and minima
-are float16 in units of `unit`, one for every 32 inputs, or for every 16 where `fine`. Rows and inputs are
-padded with codes that count for nothing.
+each row, which have them for 32 or 16 inputs, those of the first four lowest in each byte. Where there are
+`levels`, codes of four bits are numbers of sixteen integers, which take the place of code - center. Scales
+and minima are float16 in units of `unit`, one for every 32 inputs, or for every 16 where `fine`. Rows and
+inputs are padded with scales of zero.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,28 +26,33 @@ from paragone.ops import pages
 from paragone.ops.threads import threads
 
 PANEL, BLOCK = 16, 64
-# Bits, minima and whether fine: those that a format needs.
+# Bits, minima, whether fine and whether codes are numbers of levels: those that a format needs.
 LAYOUTS = (
-    (4, False, False), (4, False, True), (4, True, False), (4, True, True),
-    (5, False, False), (5, False, True), (5, True, False),
-    (6, False, True),
-    (8, False, False), (8, False, True), (8, True, False),
+    (4, False, False, False), (4, False, True, False), (4, True, False, False), (4, True, True, False),
+    (4, False, False, True), (4, False, True, True),
+    (5, False, False, False), (5, True, False, False),
+    (6, False, True, False),
+    (8, False, False, False), (8, True, False, False),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Which of the layouts: 4, 5, 6 or 8 bits; with minima or symmetric; scales for 16 inputs or for 32. One
-    that is not among LAYOUTS is a ValueError."""
+    """Which of the layouts: 4, 5, 6 or 8 bits; with minima or symmetric; scales for 16 inputs or for 32; and
+    the sixteen levels from -128 to 127, if codes are numbers of those. One that is not among LAYOUTS is a
+    ValueError."""
 
     bits: int
     has_minimum: bool = False
     fine: bool = False
     unit: float = 1.0
+    levels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (self.bits, self.has_minimum, self.fine) not in LAYOUTS:
+        if (self.bits, self.has_minimum, self.fine, self.levels is not None) not in LAYOUTS:
             raise ValueError(f"there is no layout for {self}")
+        if self.levels is not None and (len(self.levels) != 16 or not _are_bytes(self.levels)):
+            raise ValueError(f"no sixteen levels: {self.levels}")
 
     @property
     def is_stored(self) -> bool:
@@ -74,9 +82,33 @@ class Packing:
         """Of a matrix's panels: (panels, blocks, bytes of a block)."""
         return -(-rows // PANEL), -(-width // BLOCK), self.block_bytes
 
+    @cached_property
+    def native(self) -> Any:
+        """Itself, for the kernels."""
+        levels = list(self.levels or ())
+        return native.layout(self.bits, self.has_minimum, self.fine, self.unit, levels)
+
+    def codes(self, integers: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """What is stored for these, which are levels, or counted from the center."""
+        if self.levels is None:
+            return (integers.astype(np.int16) + self.center).astype(np.uint8)
+        numbers = np.zeros(256, dtype=np.uint8)
+        numbers[np.array(self.levels) + 128] = np.arange(16)
+        return numbers[integers.astype(np.int16) + 128]
+
+    def integers(self, codes: Tensor) -> Tensor:
+        """What stored codes stand for, in float32."""
+        if self.levels is None:
+            return codes.float() - self.center
+        return torch.tensor(self.levels, dtype=torch.float32, device=codes.device)[codes.long()]
+
     def rounded(self, scales: Tensor) -> Tensor:
         """Scales or minima as they come back from float16, in float32."""
         return (scales / self.unit).clamp(-65504, 65504).half().float() * self.unit
+
+
+def _are_bytes(levels: Sequence[int]) -> bool:
+    return all(type(level) is int and -128 <= level <= 127 for level in levels)
 
 
 class PackedMatrix:
@@ -124,10 +156,9 @@ class PackedMatrix:
             return
         codes, scale = codes_ND.contiguous(), scale_NG.float().contiguous()
         minimum = None if minimum_NG is None else minimum_NG.float().contiguous()
-        p = self.packing
         native.pack(
-            self.panels.data_ptr(), self.width, p.bits, p.has_minimum, p.fine, p.unit, first, len(codes),
-            codes.data_ptr(), scale.data_ptr(), 0 if minimum is None else minimum.data_ptr(), threads(),
+            self.packing.native, self.panels.data_ptr(), self.width, first, len(codes), codes.data_ptr(),
+            scale.data_ptr(), 0 if minimum is None else minimum.data_ptr(), threads(),
         )  # fmt: skip
 
     def repack(
@@ -142,10 +173,10 @@ class PackedMatrix:
         address; False where the kernels do not know the type."""
         if native is None or self.panels.device.type != "cpu" or not native.repacks(kind):
             return False
-        p, book = self.packing, 0 if codebook is None else codebook.ctypes.data
+        book = 0 if codebook is None else codebook.ctypes.data
         native.repack(
-            self.panels.data_ptr(), self.width, p.bits, p.has_minimum, p.fine, first, len(order), kind, book,
-            raw, order.ctypes.data, threads(),
+            self.packing.native, self.panels.data_ptr(), self.width, first, len(order), kind, book, raw,
+            order.ctypes.data, threads(),
         )  # fmt: skip
         return True
 
@@ -178,17 +209,8 @@ class PackedMatrix:
             raise IndexError(f"rows {min(ids)} to {max(ids)} of {self.rows}")
         if native is None or self.panels.device.type != "cpu":
             return torch.cat([self.dequantize(i, i + 1) for i in ids])
-        out, p = torch.empty(len(ids), self.width), self.packing
-        native.unpack(
-            self.panels.data_ptr(),
-            self.width,
-            p.bits,
-            p.has_minimum,
-            p.fine,
-            p.unit,
-            list(ids),
-            out.data_ptr(),
-        )
+        out = torch.empty(len(ids), self.width)
+        native.unpack(self.packing.native, self.panels.data_ptr(), self.width, list(ids), out.data_ptr())
         return out if self.order is None else out[:, self.order.argsort()]
 
     def _codes(self) -> Tensor:
@@ -222,8 +244,8 @@ class PackedMatrix:
         if p.upper:
             above = self._upper()[panels].unsqueeze(3) >> self._places().view(-1, 1, 1)
             stored = stored | (above & ((1 << p.upper) - 1)).flatten(2, 3) << 4
-        codes = stored.permute(0, 3, 1, 2, 4).float()  # (panels, lanes, blocks, runs, 4)
-        groups = codes.reshape(*codes.shape[:3], -1, p.group) - p.center
+        codes = p.integers(stored.permute(0, 3, 1, 2, 4))  # (panels, lanes, blocks, runs, 4)
+        groups = codes.reshape(*codes.shape[:3], -1, p.group)
         scale = self._scales(0)[panels].permute(0, 3, 1, 2).float() * p.unit
         out = groups * scale[..., None]
         if p.has_minimum:

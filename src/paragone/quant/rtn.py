@@ -56,9 +56,8 @@ def rounds(kind: str) -> bool:
 def round_stored(matrix: PackedMatrix, first: int, kind: str, raw: int, order: NDArray[np.int64]) -> None:
     """The rows `order` of such a tensor, which begins at an address, become rows `first` and on, rounded."""
     assert native is not None  # noqa: S101 -- `rounds` has said so
-    packing = matrix.packing
     native.round_rows(
-        matrix.panels.data_ptr(), matrix.width, packing.bits, packing.unit, first, len(order), raw,
+        matrix.packing.native, matrix.panels.data_ptr(), matrix.width, first, len(order), raw,
         order.ctypes.data, kind == "BF16", threads(),
     )  # fmt: skip
 
