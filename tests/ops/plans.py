@@ -48,9 +48,7 @@ def inputs(T, D):
 
 
 LEVELS = (-128, -101, -83, -65, -49, -35, -22, -10, 0, 1, 13, 25, 38, 69, 113, 127)
-FORMATS = [
-    Packing(*layout, levels=LEVELS if has_levels else None) for *layout, has_levels in LAYOUTS
-]  # fmt: skip
+FORMATS = [Packing(*layout, levels=LEVELS if has_levels else None) for *layout, has_levels in LAYOUTS]
 SHAPES = [(1, 1), (3, 32), (17, 64), (33, 576), (100, 1536), (5, 33), (16, 7), (40, 65), (300, 200)]
 
 

@@ -229,10 +229,12 @@ def _with_factors(cursor: _Cursor, tensors: dict[str, StoredTensor]) -> dict[str
             continue
         matrices = tensor.shape[0] if len(tensor.shape) > 2 else 1
         if beside.type.name != "F32" or beside.shape not in ((1,), (matrices,)):
-            cursor.fail(f"tensor {beside.name!r} is no number, or {matrices}, in F32", beside.offset)
+            there = f"{list(beside.shape)} of {beside.type.name}"
+            cursor.fail(f"tensor {beside.name!r} is {there}, not [1] or [{matrices}] of F32", beside.offset)
         factors = tuple(float(factor) for factor in beside.rows())
-        if not all(SMALLEST_FACTOR <= factor < math.inf for factor in factors):
-            cursor.fail(f"tensor {beside.name!r}: {list(factors)} are not sizes of weights", beside.offset)
+        for factor in factors:
+            if not SMALLEST_FACTOR <= factor < math.inf:
+                cursor.fail(f"tensor {beside.name!r} has {factor}, which scales no weights", beside.offset)
         found[name] = replace(tensor, factors=factors)
     return found
 

@@ -4,8 +4,9 @@
 #include <cstdint>
 #include <string>
 
-// Codes as packed weights keep them (one byte each, unsigned), or, of the types whose numbers are levels, those plus 128;
-// scales and minima of a run of inputs, minima of none where the type has none. `book`: entries of a codebook, one after the other, for the types that have one.
+// Codes as packed weights keep them (one byte each, unsigned), or, of the types whose numbers are levels, those plus
+// 128; scales and minima of a run of inputs, minima of none where the type has none. `book`: entries of a codebook, one
+// after the other, for the types that have one.
 using Unpack = void (*)(const uint8_t* block, const int8_t* book, uint8_t* codes, float* scales, float* minima);
 
 struct GgufType {

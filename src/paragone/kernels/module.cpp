@@ -104,7 +104,8 @@ void pack(const Layout& layout, uintptr_t panels, long D, long first, long count
     team.run(threads, [&](int) {
         for (long row; (row = team.next() * 16) < count;)
             packing.put(first + row, std::min(16L, count - row), at<uint8_t>(codes) + row * D,
-                        at<float>(scales) + row * groups, layout.has_minimum ? at<float>(minima) + row * groups : nullptr);
+                        at<float>(scales) + row * groups,
+                        layout.has_minimum ? at<float>(minima) + row * groups : nullptr);
     });
 }
 

@@ -3,11 +3,12 @@
 //
 // Sixteen rows are a panel; a lane is a row. A panel is a run of blocks of 64 inputs: codes, then scales, then, in
 // asymmetric formats, minima: weight = scale * (code - CENTER) + minimum. Codes are unsigned; or, in four bits, they are
-// numbers of sixteen levels, which take the code's place. The four inputs of a lane are neighbours. In four bits, a half of a block (32 inputs) is four registers whose low halves of bytes hold
-// the first sixteen inputs and whose high halves the others. Five and six bits begin so, and their upper bits follow
-// in lines of their own: one has them for 32 or for 16 inputs, those of the first four lowest in each byte. Scales and
-// minima are float16, in units that the matrix names, one for every 32 inputs, or, where `fine`, for every 16. So every
-// sum of products of one scale is made of integers alone.
+// numbers of sixteen levels, which take the place of code - CENTER. The four inputs of a lane are neighbours. In four
+// bits, a half of a block (32 inputs) is four registers whose low halves of bytes hold the first sixteen inputs and
+// whose high halves the others. Five and six bits begin so, and their upper bits follow in lines of their own: one has
+// them for 32 or for 16 inputs, those of the first four lowest in each byte. Scales and minima are float16, in units
+// that the matrix names, one for every 32 inputs, or, where `fine`, for every 16. So every sum of products of one scale
+// is made of integers alone.
 #pragma once
 
 #include <algorithm>

@@ -6,8 +6,8 @@ neighbouring inputs lie together. In four bits, for each half of a block, low ha
 16 inputs so, and high halves the other 16. The upper bits of five and six follow in lines of four bytes for
 each row, which have them for 32 or 16 inputs, those of the first four lowest in each byte. Where there are
 `levels`, codes of four bits are numbers of sixteen integers, which take the place of code - center. Scales
-and minima are float16 in units of `unit`, one for every 32 inputs, or for every 16 where `fine`. Rows and
-inputs are padded with scales of zero.
+and minima are float16 in units of `unit`, one for every 32 inputs, or for every 16 where `fine`. Rows
+are padded with scales of zero, and inputs with codes that meet inputs of zero.
 """
 
 from collections.abc import Sequence
