@@ -9,11 +9,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 HERE = Path(__file__).parent
+QUIET = 0.5  # seconds: threads of OpenMP spin for 0.2 after their work, on the processors that the next one measures
 STEPS = {1: 128, 16: 48, 64: 24}  # of decoding, by sequences
 TIMES = {1: 2, 16: 3, 64: 3}  # of which the best counts, by equal requests at once
 Measured = dict[str, float]
@@ -39,6 +41,7 @@ class Engine:
     def measure(self, figure: str) -> Measured:
         assert self.process.stdin
         assert self.process.stdout
+        time.sleep(QUIET)
         try:
             self.process.stdin.write(figure + "\n")
             self.process.stdin.flush()

@@ -18,6 +18,11 @@ void Mixture::prepare(Run& run) const {
     if (spec_.shared_gate) spec_.shared_gate->prepare(run);
 }
 
+Cost Mixture::cost() const {
+    auto of = [](const Expert& one) { return one.up->cost().row + one.down->cost().row; };
+    return {spec_.router->cost().row + spec_.top_k * of(spec_.experts[0]) + (spec_.shared.up ? of(spec_.shared) : 0)};
+}
+
 // Adds a token to the lists of the experts that it goes to.
 void Mixture::choose(const float* logits, int32_t token, std::vector<std::vector<Choice>>& chosen) const {
     long count = (long)spec_.experts.size();

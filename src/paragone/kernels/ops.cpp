@@ -67,6 +67,13 @@ long Linear::enough() const {
     return bits < 8 ? 2 : bits;  // measured: more bits are more to read and no more to multiply
 }
 
+// Of bytes, a register multiplies twice as many as of bfloat16 numbers, or more.
+Cost Linear::cost() const {
+    long row = 0;
+    for (const Matrix& part : parts_) row += part.rows * D_ / (part.is_packed ? 2 : 1);
+    return {row};
+}
+
 void Linear::prepare(Run& run) const {
     run.inputs.reserve(run.step.T, D_, orders_.size(), words_);
     for (Own& own : run.own) {

@@ -39,6 +39,7 @@ class Linear : public Op {
     void prepare(Run& run) const override;
     std::string describe() const override;
     long enough() const override;
+    Cost cost() const override;
 
     // The same for M rows, row(m) each, to y (M, N). All members call it.
     template <class Row> void apply(Run& run, int member, long M, Row row, float* y) const {
@@ -139,6 +140,7 @@ class Attend : public Op {
     std::string describe() const override;
     bool waits() const override { return true; }
     std::vector<int> kept() const override { return {spec_.buffer}; }
+    Cost cost() const override { return {0, 2 * spec_.H * spec_.E, spec_.pool}; }
 
   private:
     void single(Run& run, Own& own, long first, long task) const;
@@ -193,6 +195,7 @@ class Mixture : public Op {
     void prepare(Run& run) const override;
     std::string describe() const override;
     long enough() const override { return spec_.experts[0].up->enough() * (long)spec_.experts.size() / spec_.top_k; }
+    Cost cost() const override;
 
   private:
     struct Choice {

@@ -17,6 +17,13 @@ void Inputs::reserve(long rows, long D, long versions, bool words) {
     if (words) grow(words_, rows * compressed::blocks_of(D) * compressed::INPUTS);
 }
 
+// The first slot that the token at slot `at` sees.
+int32_t Plan::Reach::first_seen(int32_t at) const {
+    return view == View::SLIDING   ? std::max(0, at + 1 - (int32_t)reach)
+           : view == View::CHUNKED ? at / (int32_t)reach * (int32_t)reach
+                                   : 0;
+}
+
 // What follows from the parts: where every token goes, what it sees, and who attends by himself.
 void Plan::lay_out(Step& step) const {
     for (int32_t number = 0; number < (int32_t)step.parts.size(); number++) {
@@ -27,8 +34,8 @@ void Plan::lay_out(Step& step) const {
             for (int32_t i = 0; i < part.count; i++) step.singles.push_back({part.row + i, number});
     }
     for (size_t number = 0; !step.parts.empty() && number < views_.size(); number++) {
-        auto [view, reach] = views_[number];
-        Pool pool{view, reach, {}, 0, {}, {}, {}, {}};
+        const Reach& own = views_[number];
+        Pool pool{own.view, own.reach, {}, 0, {}, {}, {}, {}};
         for (const Part& part : step.parts) pool.width = std::max(pool.width, (long)part.tables[number].size());
         for (const Part& part : step.parts) {
             const std::vector<int32_t>& table = part.tables[number];
@@ -37,9 +44,7 @@ void Plan::lay_out(Step& step) const {
             for (int32_t at = part.start; at < part.start + part.count; at++) {
                 pool.slots.push_back((int64_t)table[at / step.block_size] * step.block_size + at % step.block_size);
                 pool.lasts.push_back(at + 1);
-                pool.firsts.push_back(view == View::SLIDING   ? std::max(0, at + 1 - (int32_t)reach)
-                                      : view == View::CHUNKED ? at / (int32_t)reach * (int32_t)reach
-                                                              : 0);
+                pool.firsts.push_back(own.first_seen(at));
             }
         }
         pool.runs.push_back(0);
@@ -55,6 +60,9 @@ void Plan::add(std::shared_ptr<Op> op) {
     enough_ = std::max(enough_, op->enough());
     if (op->waits()) tail_ = ops_.size();
     for (int buffer : op->kept()) kept_[buffer] = true;
+    Cost cost = op->cost();
+    row_cost_ += cost.row;
+    if (cost.slot) views_[cost.pool].slot_cost += cost.slot;
     ops_.push_back(std::move(op));
 }
 
@@ -102,13 +110,15 @@ std::vector<Piece> Plan::pieces(const Step& step, int threads, bool& apart) cons
     long least = threads * enough_ * threads / 2;  // more threads share the same memory: each needs more rows
     if (step.parts.empty() || step.out || step.T < least || (threads == 1 && step.T <= PIECE)) return {};
     long count = ((step.T + PIECE - 1) / PIECE + threads - 1) / threads * threads;
-    // A token's products cost what attention over this many slots costs, about.
-    long products = 6 * widths_[Run::X];
     std::vector<long> before{0};  // costs of all rows before a row
     std::vector<bool> begins(step.T);
     for (const Part& part : step.parts) {
         begins[part.row] = true;
-        for (long i = 0; i < part.count; i++) before.push_back(before.back() + products + part.start + i);
+        for (int32_t at = part.start; at < part.start + part.count; at++) {
+            long cost = row_cost_;
+            for (const Reach& own : views_) cost += own.slot_cost * (at + 1 - own.first_seen(at));
+            before.push_back(before.back() + cost);
+        }
     }
     auto cuts = [&](auto may) {
         std::vector<int32_t> rows{0};

@@ -131,6 +131,13 @@ struct Piece {
     std::vector<Buffer<float>> kept;
 };
 
+// What an operation costs for a row, and for every slot of a pool that the row sees: in products of two numbers, of
+// bfloat16 or float32.
+struct Cost {
+    long row = 0, slot = 0;
+    int pool = 0;
+};
+
 class Op {
   public:
     virtual ~Op() = default;
@@ -144,6 +151,7 @@ class Op {
     virtual std::vector<int> kept() const { return {}; }
     // How many rows each of two threads has at least where it pays that both read all of its weights.
     virtual long enough() const { return 1; }
+    virtual Cost cost() const { return {}; }
 };
 
 class Plan {
@@ -151,7 +159,7 @@ class Plan {
     explicit Plan(const std::vector<long>& widths) : widths_(widths), kept_(widths.size()) {}
 
     // How the layers look back, for every pool of blocks.
-    void add_pool(View view, long reach) { views_.push_back({view, reach}); }
+    void add_pool(View view, long reach) { views_.push_back({view, reach, 0}); }
     void add(std::shared_ptr<Op> op);
     void run(Step& step, int threads);
     std::vector<std::string> describe() const;
@@ -171,7 +179,14 @@ class Plan {
 
     std::mutex turn_;
     std::vector<double> seconds_;
-    std::vector<std::pair<View, long>> views_;
+    struct Reach {
+        View view;
+        long reach;
+        long slot_cost;  // of all layers
+        int32_t first_seen(int32_t at) const;
+    };
+    std::vector<Reach> views_;
+    long row_cost_ = 0;
     std::vector<long> widths_;
     std::vector<std::shared_ptr<Op>> ops_;
     std::vector<bool> kept_;  // buffers, by number
