@@ -10,8 +10,8 @@
 
 namespace PARAGONE_LEVEL {
 
-constexpr long TILE_SLOTS = 128;
-constexpr long ROWS_AT_ONCE = 96;  // queries whose scores with a tile are made at once, and stay in a near cache
+constexpr long TILE_SLOTS = 256;
+constexpr long ROWS_AT_ONCE = 48;  // queries whose scores with a tile are made at once, and stay in a near cache
 
 // What the work on `rows` queries of width E needs, one after the other.
 struct Room {
@@ -34,7 +34,7 @@ struct Room {
         take(room->scores, ROWS_AT_ONCE * TILE_SLOTS);
         take(room->sums, rows * E);
         take(room->largest, rows);
-        take(room->totals, rows);
+        take(room->totals, rows * W);
         return at;
     }
 };
@@ -81,22 +81,26 @@ static void value_panels(const uint16_t* const* rows, long count, long E, Word* 
     }
 }
 
-// e^(x - top), to the precision that a word of weights keeps; zero where x is -infinity.
-PARAGONE_INLINE VF weight_of(VF x, VF top) {
+// e^(x - top), to the precision that a word of weights keeps; next to nothing where x is -infinity.
+struct Weigher {
+    VF top;
+
+    explicit Weigher(float largest) : top(splat(largest)) {}
+    PARAGONE_MEMBER VF operator()(VF x) const {
 #if defined(__AVX512BF16__)
-    // 2^t as 2^n 2^f, n whole and f in [-1/2, 1/2]: five terms, fitted to the least relative error of 3e-6.
-    // What would be no normal number is zero.
-    __m512 t = (__m512)((x - top) * 1.44269504088896341f);
-    __mmask16 normal = _mm512_cmp_ps_mask(t, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
-    __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    VF f = (VF)t - (VF)n;
-    VF y = splat(0.0095701f);
-    for (float term : {0.05591786f, 0.24024745f, 0.69312181f, 0.99999926f}) y = multiply_add(y, f, splat(term));
-    return (VF)_mm512_maskz_scalef_ps(normal, (__m512)y, n);
+        // 2^t as 2^n 2^f, n whole and f in [0, 1): four terms, fitted to the least relative error of 7.5e-5. Down to
+        // 2^-125, so that no number is a denormal one; what is not a number stays so.
+        constexpr float LOG2 = 1.44269504088896341f;
+        VF t = larger(splat(-125.0f), multiply_add(x, splat(LOG2), top * -LOG2));
+        VF f = (VF)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        VF y = splat(0.0780245233f);
+        for (float term : {0.226067159f, 0.695833537f, 0.999925219f}) y = multiply_add(y, f, splat(term));
+        return (VF)_mm512_scalef_ps((__m512)y, (__m512)t);
 #else
-    return exp(x - top);
+        return exp(x - top);
 #endif
-}
+    }
+};
 
 // Slots of a tile, from its first on.
 struct Span {
@@ -109,32 +113,57 @@ PARAGONE_INLINE Span seen(const Queries& queries, long t, long at) {
             std::clamp<long>(queries.lasts[t] - at, 0, TILE_SLOTS)};
 }
 
-// Scores of one query with the slots `all` of a tile that begins at slot `at`, of which it sees `own`, become weights;
-// the query's sums so far are scaled to the new largest score.
-static void weigh(float* scores, long at, Span all, Span own, Scoring scoring, const float* bias, float* largest,
-                  float* total, float* sums, long E, Word* weights) {
+// Lanes outside [from, upto) become -infinity.
+PARAGONE_INLINE VF hidden(VF x, long from, long upto) {
+    VI lane;
+    for (int i = 0; i < W; i++) lane[i] = i;
+    VI own = (lane >= (int32_t)from) & (lane < (int32_t)upto);
+    return (VF)(((VI)x & own) | (0xff800000 & ~own));
+}
+
+// Scores of one query with the slots `all` of a tile that begins at slot `at`, of which it sees `own`, as they are
+// weighed; the query's sums so far, and their total in lanes, are scaled to the new largest score.
+static void settle(float* scores, long at, Span all, Span own, Scoring scoring, const float* bias, float* largest,
+                   float* total, float* sums, long E) {
     if (scoring.softcap > 0) soften(scores + all.from, all.upto - all.from, scoring.softcap);
     if (bias)
         for (long s = own.from; s < own.upto; s++) scores[s] += bias[at + s];
-    for (long s = all.from; s < own.from; s++) scores[s] = -__builtin_inff();
-    for (long s = own.upto; s < all.upto; s++) scores[s] = -__builtin_inff();
-    VF tops = load(scores + all.from);
-    for (long s = all.from + W; s < all.upto; s += W) tops = larger(tops, load(scores + s));
-    float top = std::max(*largest, largest_of(tops));
-    VF added = {};
-    for (long s = all.from; s < all.upto; s += W) {
-        VF p = weight_of(load(scores + s), splat(top));
-        if constexpr (PAIRS) store((uint16_t*)weights + s, p);
-        else store((float*)weights + s, p);
-        added += p;
+    VF tops[2] = {splat(*largest), splat(*largest)};
+    for (long s = all.from; s < all.upto; s += 2 * W)
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; i++) {
+            long here = s + i * W;
+            VF x = load(scores + here);
+            if (here < own.from || here + W > own.upto) {
+                x = hidden(x, own.from - here, own.upto - here);
+                store(scores + here, x);
+            }
+            tops[i] = larger(tops[i], x);
+        }
+    float top = largest_of(larger(tops[0], tops[1]));
+    if (!(top > *largest)) return;
+    VF share = exp(splat(*largest - top));
+    store(total, load(total) * share);
+    for (long e = 0; e < E; e++) sums[e] *= share[0];
+    *largest = top;
+}
+
+// Scores become weights: whole registers of them, from the first to the last that somebody sees.
+static void weigh(const float* scores, Span all, float top, float* total, Word* weights) {
+    Weigher weight(top);
+    VF added = load(total);
+    for (long s = all.from; s < all.upto; s += 2 * W) {
+        VF one = weight(load(scores + s)), other = weight(load(scores + s + W));
+        if constexpr (PAIRS) {
+            store((uint16_t*)weights + s, one, other);
+        } else {
+            store((float*)weights + s, one);
+            store((float*)weights + s + W, other);
+        }
+        added += one;
+        added += other;
     }
-    if (top > *largest) {
-        float share = exp(splat(*largest - top))[0];
-        *total *= share;
-        for (long e = 0; e < E; e++) sums[e] *= share;
-        *largest = top;
-    }
-    *total += sum(added);
+    store(total, added);
 }
 
 // Rows [first, first + rows) of the queries, at most ROWS_AT_ONCE, with a tile of which keys and values are in panels.
@@ -150,20 +179,25 @@ static void attend_block(const Queries& queries, long group, long first, long ro
     }
     if (all.from >= all.upto) return;
     long words = words_of(E), slot_words = words_of(TILE_SLOTS), from = all.from / NUMBERS;
-    Out scores{room.scores, TILE_SLOTS, nullptr, false};
+    Out products{room.scores, TILE_SLOTS, nullptr, false};
     for (long s = all.from; s < all.upto; s += PANEL_ROWS)
         panels_by_tokens<TILE_PANELS>(room.keys + s * words, PANEL * words, words, room.queries + first * words, words,
-                                      rows, scores, s, PANEL_ROWS);
-    for (long i = 0; i < rows; i++) {
+                                      rows, products, s, PANEL_ROWS);
+    for (long i = 0, t = first / group, h = first % group; i < rows; i++) {
         long r = first + i;
-        Span own = seen(queries, r / group, at);
-        const float* bias = scoring.bias ? scoring.bias + r % group * scoring.stride : nullptr;
+        Span own = seen(queries, t, at);
+        const float* bias = scoring.bias ? scoring.bias + h * scoring.stride : nullptr;
+        float* scores = room.scores + i * TILE_SLOTS;
         Word* weights = room.weights + i * slot_words;
-        if (own.from < own.upto)
-            weigh(room.scores + i * TILE_SLOTS, at, all, own, scoring, bias, room.largest + r, room.totals + r,
-                  room.sums + r * E, E, weights);
-        else
+        if (own.from < own.upto) {
+            settle(scores, at, all, own, scoring, bias, room.largest + r, room.totals + r * W, room.sums + r * E, E);
+            weigh(scores, all, room.largest[r], room.totals + r * W, weights);
+        } else {
             std::fill(weights + from, weights + all.upto / NUMBERS, 0);
+        }
+        if (++h < group) continue;
+        h = 0;
+        t++;
     }
     Out sums{room.sums + first * E, E, nullptr, true};
     for (long e = 0; e < E; e += PANEL_ROWS) {
@@ -188,7 +222,7 @@ static void attend_many(const Queries& queries, long group, const Slots& slots, 
     uint16_t* nothing = room.numbers + TILE_SLOTS * E;  // for slots whose blocks may have been given away
     std::fill(nothing, nothing + E, 0);
     std::fill(room.largest, room.largest + rows, -__builtin_inff());
-    std::fill(room.totals, room.totals + rows, 0.0f);
+    std::fill(room.totals, room.totals + rows * W, 0.0f);
     std::fill(room.sums, room.sums + rows * E, 0.0f);
     for (long at = lowest / TILE_SLOTS * TILE_SLOTS; at < highest; at += TILE_SLOTS) {
         long begin = std::max<long>(lowest - at, 0), count = std::min(TILE_SLOTS, highest - at);
@@ -208,7 +242,7 @@ static void attend_many(const Queries& queries, long group, const Slots& slots, 
             attend_block(queries, group, r, std::min(ROWS_AT_ONCE, last * group - r), at, E, scoring, room);
     }
     for (long r = 0; r < rows; r++) {
-        float inverse = 1.0f / room.totals[r];
+        float inverse = 1.0f / sum(load(room.totals + r * W));
         float* to = queries.out + r / group * queries.out_stride + r % group * E;
         for (long e = 0; e < E; e++) to[e] = room.sums[r * E + e] * inverse;
     }

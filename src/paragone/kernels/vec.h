@@ -118,6 +118,17 @@ PARAGONE_INLINE void store(uint16_t* p, VF v) {
 #endif
 }
 
+// Two at once, which takes less than one after the other.
+PARAGONE_INLINE void store(uint16_t* p, VF v, VF next) {
+#if defined(__AVX512BF16__)
+    __m512bh rounded = _mm512_cvtne2ps_pbh((__m512)next, (__m512)v);
+    std::memcpy(p, &rounded, sizeof rounded);
+#else
+    store(p, v);
+    store(p + W, next);
+#endif
+}
+
 PARAGONE_INLINE VF load(const int8_t* p) {
 #if PARAGONE_LANES == 16
     return (VF)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
