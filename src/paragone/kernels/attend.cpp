@@ -9,7 +9,7 @@ namespace {
 constexpr long MOST_SUMS = 4 << 20;  // floats: of the runs of slots of single queries that are kept at once
 constexpr long MOST_ROWS = 384;  // queries of a head that one task has at once: keys are read that often fewer times
 constexpr long LEAST_ROWS = 96;
-constexpr long TASKS = 6;        // for every member, while there are rows enough
+constexpr long TASKS = 6;        // for every member of several, while there are rows enough
 
 }  // namespace
 
@@ -30,7 +30,7 @@ Scoring Attend::scoring(const Run& run, long k) const {
 long Attend::tile(const Run& run) const {
     long tokens = 0, group = spec_.H / spec_.K;
     for (int number : run.step.longer) tokens += run.step.parts[number].count;
-    long rows = std::clamp(tokens * spec_.H / (TASKS * run.members), LEAST_ROWS, MOST_ROWS);
+    long rows = run.members == 1 ? MOST_ROWS : std::clamp(tokens * spec_.H / (TASKS * run.members), LEAST_ROWS, MOST_ROWS);
     return std::max(1L, rows / group);
 }
 

@@ -31,47 +31,69 @@ PARAGONE_INLINE constexpr long block_bytes(int bits, bool has_minimum, bool fine
     return BLOCK * PANEL * stored(bits) / 8 + (fine ? 4 : 2) * (has_minimum ? 2 : 1) * PANEL * 2;
 }
 
-// One token's activations in eight bits.
-static void quantize_inputs(const float* x, long D, Quantised* to) {
-    constexpr int REGISTERS = 32 / W;  // of a half of a block, whose quarters are what sums are made of
-    for (long d = 0; d < D; d += BLOCK, to++) {
-        float own[BLOCK] = {};
-        const float* from = x + d;
-        if (d + BLOCK > D) {
-            std::memcpy(own, from, (D - d) * sizeof *x);
-            from = own;
-        }
-        VF sums[4] = {};
-        for (int half = 0; half < 2; half++) {
-            // Sizes compare as whole numbers do, and what is not a number is the largest.
-            VI most = {}, codes[REGISTERS];
-            for (long i = 0; i < 32; i += W) most = larger(most, (VI)load(from + 32 * half + i) & 0x7fffffff);
-            float top = as_float(largest_of(most));
-            to->scales[half] = top / 127.0f;
-            // Below, 127 / top would be infinite; what is no number is neither below nor above.
-            float inverse = top <= 0x1p-120f ? 0.0f : 127.0f / top;
-#pragma GCC unroll 8
-            for (int i = 0; i < REGISTERS; i++) {
-                VF shifted = multiply_add(load(from + 32 * half + i * W), inverse, splat(WHOLE));
-                codes[i] = (VI)shifted - WHOLE_BITS;
-                sums[2 * half + i / (REGISTERS / 2)] += shifted - WHOLE;
-            }
-            store_bytes(to->codes + 32 * half, codes);
-        }
-        float totals[4];
-        sum4(sums[0], sums[1], sums[2], sums[3], totals);
-        for (int half = 0; half < 2; half++) {
-            float first = totals[2 * half], whole = first + totals[2 * half + 1];
-            to->totals[2 * half] = to->scales[half] * first;
-            to->totals[2 * half + 1] = to->scales[half] * whole;
-            for (int i = 0; i < 2; i++) {
-                float codes = i ? whole : first;
-                int32_t sum = std::fabs(codes) <= 32 * 128 ? (int32_t)codes : 0;  // it may not be a number
-                to->start8[2 * half + i] = -8 * sum;
-                to->start128[2 * half + i] = -128 * sum;
-            }
-        }
+// What a block has for each half, or each quarter.
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t FourWords __attribute__((vector_size(16)));
+
+// The largest of 64 inputs' halves, each twice.
+PARAGONE_INLINE Four tops_of_halves(const float* from) {
+    // Sizes compare as whole numbers do, and what is not a number is the largest.
+    float tops[2];
+    for (int half = 0; half < 2; half++) {
+        VI most = {};
+        for (long i = 0; i < 32; i += W) most = larger(most, (VI)load(from + 32 * half + i) & 0x7fffffff);
+        tops[half] = as_float(largest_of(most));
     }
+    return Four{tops[0], tops[0], tops[1], tops[1]};
+}
+
+// 64 inputs, the largest of whose halves are `top`.
+PARAGONE_INLINE void quantize_block(const float* from, Four top, Quantised* to) {
+    constexpr int REGISTERS = 32 / W;  // of a half of a block, whose quarters are what sums are made of
+    Four scale = top / 127.0f, inverse = 127.0f / top;
+    // Below, 127 / top would be infinite; what is no number is neither below nor above.
+    inverse = (Four)((FourWords)inverse & ~(FourWords)(top <= 0x1p-120f));
+    VF sums[4] = {};
+    for (int half = 0; half < 2; half++) {
+        VI codes[REGISTERS];
+#pragma GCC unroll 8
+        for (int i = 0; i < REGISTERS; i++) {
+            VF shifted = multiply_add(load(from + 32 * half + i * W), inverse[2 * half], splat(WHOLE));
+            codes[i] = (VI)shifted - WHOLE_BITS;
+            sums[2 * half + i / (REGISTERS / 2)] += shifted - WHOLE;
+        }
+        store_bytes(to->codes + 32 * half, codes);
+    }
+    Four quarters;
+    sum4(sums[0], sums[1], sums[2], sums[3], (float*)&quarters);
+    Four totals = quarters + Four{0.0f, quarters[0], 0.0f, quarters[2]}, sizes = totals < 0 ? -totals : totals;
+    FourWords numbers = (FourWords)(sizes <= 32 * 128.0f);  // they may be none
+    FourWords whole = __builtin_convertvector((Four)((FourWords)totals & numbers), FourWords);
+    FourWords start8 = whole * -8, start128 = whole * -128;
+    totals *= scale;
+    to->scales[0] = scale[0];
+    to->scales[1] = scale[2];
+    std::memcpy(to->totals, &totals, sizeof totals);
+    std::memcpy(to->start8, &start8, sizeof start8);
+    std::memcpy(to->start128, &start128, sizeof start128);
+}
+
+// One token's activations in eight bits. Some blocks' scales are made before their codes: no code waits for its scale.
+static void quantize_inputs(const float* x, long D, Quantised* to) {
+    constexpr long TOGETHER = 8;  // blocks
+    Four tops[TOGETHER];
+    for (; D >= BLOCK; ) {
+        long count = std::min(TOGETHER, D / BLOCK);
+        for (long b = 0; b < count; b++) tops[b] = tops_of_halves(x + b * BLOCK);
+        for (long b = 0; b < count; b++) quantize_block(x + b * BLOCK, tops[b], to + b);
+        x += count * BLOCK;
+        D -= count * BLOCK;
+        to += count;
+    }
+    if (D == 0) return;
+    float rest[BLOCK] = {};
+    std::memcpy(rest, x, D * sizeof *x);
+    quantize_block(rest, tops_of_halves(rest), to);
 }
 
 // Moved up, or down where `by` is below zero.

@@ -6,7 +6,7 @@
 #include "compress.h"
 
 constexpr int32_t FEW = 8;       // tokens of a sequence that attend one by one
-constexpr long PIECE = 256;      // rows, about
+constexpr long PIECE = 128;      // rows, about
 constexpr long ROUND = 4;        // where a part is cut: as products like it
 constexpr double UNEVEN = 1.25;  // what a piece costs at most, beside the mean
 constexpr long LONG = 16;        // rows whose logits take longer than waiting for a thread that another one holds up
