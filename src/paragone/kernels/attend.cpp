@@ -30,7 +30,8 @@ Scoring Attend::scoring(const Run& run, long k) const {
 long Attend::tile(const Run& run) const {
     long tokens = 0, group = spec_.H / spec_.K;
     for (int number : run.step.longer) tokens += run.step.parts[number].count;
-    long rows = run.members == 1 ? MOST_ROWS : std::clamp(tokens * spec_.H / (TASKS * run.members), LEAST_ROWS, MOST_ROWS);
+    if (run.members == 1) return std::max(1L, MOST_ROWS / group);
+    long rows = std::clamp(tokens * spec_.H / (TASKS * run.members), LEAST_ROWS, MOST_ROWS);
     return std::max(1L, rows / group);
 }
 
