@@ -139,7 +139,7 @@ def test_sizes():
 
 
 def test_chat_reads_commands_and_messages():
-    lines = ["/help", "/nonsense", "/set temperature hot", "/set max_tokens 12", "What is the capital of France?",
+    lines = ["/help", "/nonsense", "/set temperature hot", "/set max_tokens 12", "Name the capital of France.",
              "/undo", "/system Be brief.", '"""', "What is", "2+2?", '"""', "/settings", "/quit"]  # fmt: skip
     command = [sys.executable, "-m", "paragone", "chat", SMOL, "--precision", "bf16"]
     done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)

@@ -31,7 +31,7 @@ def lines_of(path):
 PROMPTS = [
     {"id": "a", "prompt": "The sky is"},
     {"prompt": [1, 2, 3], "max_tokens": 2, "ignore_eos": True},
-    {"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+    {"messages": [{"role": "user", "content": "Name the capital of France."}]},
     {"prompt": "2 + 2 =", "n": 2, "temperature": 1.0, "seed": 4},
     {"prompt": "x " * 9000},
     {"prompt": "logit", "logit_bias": {"17": 100.0}, "max_tokens": 2},

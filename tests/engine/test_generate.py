@@ -70,13 +70,14 @@ def test_streamed_equals_whole(smollm2):
 
 
 def test_finish_reasons_are_truthful(smollm2):
-    ended = smollm2.chat("What is the capital of France?", max_tokens=64)
+    # Not "What is": its first token is a near tie, which rounding decides.
+    ended = smollm2.chat("Name the capital of France.", max_tokens=64)
     assert ended.finish_reason == "stop"
     assert "Paris" in ended.text
     assert ended.token_ids[-1] in smollm2.tokenizer.stop_ids
     cut = smollm2.chat("Tell me a long story.", max_tokens=5)
     assert (cut.finish_reason, len(cut.token_ids)) == ("length", 5)
-    stopped = smollm2.chat("What is the capital of France?", max_tokens=64, stop="Paris")
+    stopped = smollm2.chat("Name the capital of France.", max_tokens=64, stop="Paris")
     assert stopped.finish_reason == "stop"
     assert "Paris" not in stopped.text
     assert stopped.text == ended.text.split("Paris")[0]

@@ -9,6 +9,7 @@ from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.cli.main import run
 from paragone.compare.measure import bundled_texts
 from paragone.engine.load import load_tokenizer
+from paragone.kernels import native
 from paragone.model.forward import BLOCK_SIZE, Reader, TorchForward
 from paragone.model.load import load_decoder
 from paragone.model.paged import PagedCache, Part, reaches_of
@@ -121,7 +122,9 @@ def test_rows_that_nobody_wants_change_nothing(case, count, tmp_path):
 @torch.inference_mode()
 def test_a_real_model_runs_on_the_kernels(precision, most, usual):
     """SmolLM2 on real text, beside the same weights in float32: what inputs in few bits cost, of the logits'
-    standard deviation."""
+    standard deviation. Where bfloat16 is multiplied in pairs, inputs are rounded to it, too."""
+    if precision == "bf16" and native.pairs:
+        most, usual = 0.04, 0.008
     checkpoint = open_checkpoint(path_of(SMOLLM2))
     decoder = load_decoder(checkpoint, precision)
     ids = load_tokenizer(checkpoint).encode(next(iter(bundled_texts().values()))[:600])
