@@ -82,26 +82,21 @@ static void value_panels(const uint16_t* const* rows, long count, long E, Word* 
 }
 
 // e^(x - top), to the precision that a word of weights keeps; zero where x is -infinity.
-struct Weigher {
-    static constexpr float LOG2 = 1.44269504088896341f;  // of e
-    VF top;
-
-    explicit Weigher(float largest) : top(splat(largest)) {}
-    PARAGONE_MEMBER VF operator()(VF x) const {
+PARAGONE_INLINE VF weight_of(VF x, VF top) {
 #if defined(__AVX512BF16__)
-        // 2^t as 2^n 2^f, n whole and f in [0, 1): four terms, fitted to the least relative error of 7.5e-5. What would
-        // be no normal number is zero; what is not a number stays so.
-        VF t = multiply_add(x, splat(LOG2), top * -LOG2);
-        __mmask16 normal = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
-        VF f = (VF)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-        VF y = splat(0.0780245233f);
-        for (float term : {0.226067159f, 0.695833537f, 0.999925219f}) y = multiply_add(y, f, splat(term));
-        return (VF)_mm512_maskz_scalef_ps(normal, (__m512)y, (__m512)t);
+    // 2^t as 2^n 2^f, n whole and f in [0, 1): four terms, fitted to the least relative error of 7.5e-5. What would be
+    // no normal number is zero; what is not a number stays so.
+    constexpr float LOG2 = 1.44269504088896341f;  // of e
+    VF t = multiply_add(x, splat(LOG2), top * -LOG2);
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
+    VF f = (VF)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    VF y = splat(0.0780245233f);
+    for (float term : {0.226067159f, 0.695833537f, 0.999925219f}) y = multiply_add(y, f, splat(term));
+    return (VF)_mm512_maskz_scalef_ps(normal, (__m512)y, (__m512)t);
 #else
-        return exp(x - top);
+    return exp(x - top);
 #endif
-    }
-};
+}
 
 // Slots of a tile, from its first on.
 struct Span {
@@ -122,8 +117,9 @@ PARAGONE_INLINE VF hidden(VF x, long from, long upto) {
     return (VF)(((VI)x & own) | (0xff800000 & ~own));
 }
 
-// Scores of one query with the slots `all` of a tile that begins at slot `at`, of which it sees `own`, as they are
-// weighed; the query's sums so far, and their total in lanes, are scaled to the new largest score.
+// Scores of one query with the slots `all` of a tile that begins at slot `at`, of which it sees `own`: capped, with
+// their bias, and -infinity where it sees nothing. Its sums so far, and their total in lanes, are scaled to the new
+// largest score.
 static void settle(float* scores, long at, Span all, Span own, Scoring scoring, const float* bias, float* largest,
                    float* total, float* sums, long E) {
     if (scoring.softcap > 0) soften(scores + all.from, all.upto - all.from, scoring.softcap);
@@ -151,10 +147,9 @@ static void settle(float* scores, long at, Span all, Span own, Scoring scoring, 
 
 // Scores become weights: whole registers of them, from the first to the last that somebody sees.
 static void weigh(const float* scores, Span all, float top, float* total, Word* weights) {
-    Weigher weight(top);
     VF added = load(total);
     for (long s = all.from; s < all.upto; s += 2 * W) {
-        VF one = weight(load(scores + s)), other = weight(load(scores + s + W));
+        VF one = weight_of(load(scores + s), splat(top)), other = weight_of(load(scores + s + W), splat(top));
         if constexpr (PAIRS) {
             store((uint16_t*)weights + s, one, other);
         } else {

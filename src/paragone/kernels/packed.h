@@ -78,11 +78,12 @@ PARAGONE_INLINE void quantize_block(const float* from, Four top, Quantised* to) 
     std::memcpy(to->start128, &start128, sizeof start128);
 }
 
-// One token's activations in eight bits. Some blocks' scales are made before their codes: no code waits for its scale.
+// One token's activations in eight bits. The largest of eight blocks are found before their codes are made, or each
+// would wait for its own.
 static void quantize_inputs(const float* x, long D, Quantised* to) {
     constexpr long TOGETHER = 8;  // blocks
     Four tops[TOGETHER];
-    for (; D >= BLOCK; ) {
+    while (D >= BLOCK) {
         long count = std::min(TOGETHER, D / BLOCK);
         for (long b = 0; b < count; b++) tops[b] = tops_of_halves(x + b * BLOCK);
         for (long b = 0; b < count; b++) quantize_block(x + b * BLOCK, tops[b], to + b);

@@ -62,7 +62,7 @@ void Plan::add(std::shared_ptr<Op> op) {
     for (int buffer : op->kept()) kept_[buffer] = true;
     Cost cost = op->cost();
     row_cost_ += cost.row;
-    if (cost.slot) views_[cost.pool].slot_cost += cost.slot;
+    if (cost.slot) views_.at(cost.pool).slot_cost += cost.slot;
     ops_.push_back(std::move(op));
 }
 

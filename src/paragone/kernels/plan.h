@@ -158,7 +158,7 @@ class Plan {
   public:
     explicit Plan(const std::vector<long>& widths) : widths_(widths), kept_(widths.size()) {}
 
-    // How the layers look back, for every pool of blocks.
+    // How the layers look back, for every pool of blocks: before the operations that do.
     void add_pool(View view, long reach) { views_.push_back({view, reach, 0}); }
     void add(std::shared_ptr<Op> op);
     void run(Step& step, int threads);
