@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 HERE = Path(__file__).parent
-QUIET = 0.5  # seconds: OpenMP's threads spin for 0.2 after their work, where the next one measures
+QUIET = 1.5  # seconds: vLLM's worker spins for one after its work, on a processor that the next one measures
 STEPS = {1: 128, 16: 48, 64: 24}  # of decoding, by sequences
 TIMES = {1: 2, 16: 3, 64: 3}  # of which the best counts, by equal requests at once
 Measured = dict[str, float]
