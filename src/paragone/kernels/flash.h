@@ -44,22 +44,56 @@ static long attend_room(long rows, long E) {
     return Room::lay_out(&room, nullptr, rows, E);
 }
 
-// One slot's numbers, as bfloat16: where they lie, or in `to`.
-static const uint16_t* slot_numbers(const uint8_t* base, const Slots& slots, long at, long E, uint16_t* to) {
-    const uint8_t* row = base + slots.table[at / slots.size] * slots.stride + at % slots.size * slots.row;
-    if (!slots.eight_bit) return (const uint16_t*)row;
-    const int8_t* codes = (const int8_t*)row;
-    float scale = scale_of(codes, E);
-    long e = 0;
-    for (; e + W <= E; e += W) store(to + e, load(codes + e) * scale);
-    for (; e < E; e++) to[e] = narrow(codes[e] * scale);
-    return to;
+// Where the numbers of slots [at, at + count) lie, as bfloat16: where they are, or in `room`. Those before `begin`, whose
+// blocks may have been given away, are `nothing`.
+static void slot_numbers(const uint8_t* base, const Slots& slots, long at, long begin, long count, long E,
+                         uint16_t* room, const uint16_t* nothing, const uint16_t** rows) {
+    std::fill(rows, rows + begin, nothing);
+    const int32_t* block = slots.table + (at + begin) / slots.size;
+    for (long s = begin, in = (at + begin) % slots.size; s < count; block++, in = 0) {
+        const uint8_t* row = base + *block * slots.stride + in * slots.row;
+        for (; in < slots.size && s < count; in++, s++, row += slots.row) {
+            if (!slots.eight_bit) {
+                rows[s] = (const uint16_t*)row;
+                continue;
+            }
+            const int8_t* codes = (const int8_t*)row;
+            float scale = scale_of(codes, E);
+            uint16_t* to = room + s * E;
+            long e = 0;
+            for (; e + W <= E; e += W) store(to + e, load(codes + e) * scale);
+            for (; e < E; e++) to[e] = narrow(codes[e] * scale);
+            rows[s] = to;
+        }
+    }
+}
+
+// Slots [from, upto) come nearer, as far as the second cache: the first is full of what is being worked on.
+static void fetch_slots(const Slots& slots, long from, long upto) {
+    for (long at = from; at < upto;) {
+        long in = at % slots.size, here = std::min(upto - at, slots.size - in);
+        long place = slots.table[at / slots.size] * slots.stride + in * slots.row;
+        for (const uint8_t* base : {slots.keys, slots.values})
+            for (long line = 0; line < here * slots.row; line += 64) __builtin_prefetch(base + place + line, 0, 2);
+        at += here;
+    }
 }
 
 // Slots [at, at + count) of the values as panels of E rows: words of neighbouring slots where words hold pairs.
 static void value_panels(const uint16_t* const* rows, long count, long E, Word* panels) {
-    long words = words_of(TILE_SLOTS);
-    for (long first = 0; first < E; first += PANEL) {
+    long words = words_of(TILE_SLOTS), first = 0;
+#if defined(__AVX512BF16__)
+    for (; first + 2 * PANEL <= E; first += 2 * PANEL)
+        for (long j = 0; j < words; j++) {
+            VI low = 2 * j < count ? load_words(rows[2 * j] + first) : VI{};
+            VI high = 2 * j + 1 < count ? load_words(rows[2 * j + 1] + first) : VI{};
+            for (bool last : {false, true}) {
+                VI both = interleave_halves(low, high, last);
+                std::memcpy(panels + (first + last * PANEL) * words + j * PANEL, &both, sizeof both);
+            }
+        }
+#endif
+    for (; first < E; first += PANEL) {
         Word* panel = panels + first * words;
         long there = std::min(PANEL, E - first);
         for (long j = 0; j < words; j++)
@@ -223,19 +257,22 @@ static void attend_many(const Queries& queries, long group, const Slots& slots, 
     for (long at = lowest / TILE_SLOTS * TILE_SLOTS; at < highest; at += TILE_SLOTS) {
         long begin = std::max<long>(lowest - at, 0), count = std::min(TILE_SLOTS, highest - at);
         const uint16_t *keys[TILE_SLOTS] = {}, *values[TILE_SLOTS] = {};
-        for (long s = 0; s < count; s++)
-            keys[s] = s < begin ? nothing : slot_numbers(slots.keys, slots, at + s, E, room.numbers + s * E);
+        slot_numbers(slots.keys, slots, at, begin, count, E, room.numbers, nothing, keys);
         for (long s = 0; s < TILE_SLOTS; s += PANEL)
             panel_of_rows(keys + s, std::clamp<long>(count - s, 0, PANEL), E, room.keys + s * words);
-        for (long s = 0; s < count; s++)
-            values[s] = s < begin ? nothing : slot_numbers(slots.values, slots, at + s, E, room.numbers + s * E);
+        slot_numbers(slots.values, slots, at, begin, count, E, room.numbers, nothing, values);
         value_panels(values, count, E, room.values);
         // Queries that see nothing of this tile lie at one end: those of a window before, the earliest behind.
         long first = 0, last = queries.tokens;
         while (queries.lasts[first] <= at) first++;
         while (queries.firsts[last - 1] >= at + TILE_SLOTS) last--;
-        for (long r = first * group; r < last * group; r += ROWS_AT_ONCE)
+        // The next tile comes meanwhile, a little with each block.
+        long next = at + TILE_SLOTS, end = std::min<long>(next + TILE_SLOTS, highest);
+        long each = (end - next) * ROWS_AT_ONCE / ((last - first) * group) + 1;
+        for (long r = first * group; r < last * group; r += ROWS_AT_ONCE, next += each) {
+            fetch_slots(slots, next, std::min(next + each, end));
             attend_block(queries, group, r, std::min(ROWS_AT_ONCE, last * group - r), at, E, scoring, room);
+        }
     }
     for (long r = 0; r < rows; r++) {
         float inverse = 1.0f / sum(load(room.totals + r * W));
