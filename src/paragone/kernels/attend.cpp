@@ -52,7 +52,7 @@ void Attend::prepare(Run& run) const {
     }
     if (runs[singles] > singles) grow(run.partial, most * spec_.K * each);
     for (Own& own : run.own) {
-        grow(own.floats, each + 4 * RUN_SLOTS);
+        grow(own.floats, each + 4 * RUN_SLOTS + 2 * (spec_.E + 32));
         if (!run.step.longer.empty()) grow(own.room, best.attend_room(tile(run) * group, spec_.E));
     }
 }

@@ -5,49 +5,14 @@
 #include <cmath>
 #include <type_traits>
 
-#include "table.h"
-#include "vec.h"
+#include "attention_pairs.h"
+#include "slots.h"
 
 namespace PARAGONE_LEVEL {
 
 // Queries of a group that share one reading of the keys: as many sums as fit into the registers.
 constexpr int QUERIES = W == 16 ? 4 : 2;
 constexpr int SLOTS = 4;  // slots whose scores, or vectors of a value whose sums, are made at once
-
-// What an eight-bit slot's numbers are to be multiplied with; it lies behind them.
-PARAGONE_INLINE float scale_of(const int8_t* row, long E) {
-    uint16_t scale;
-    std::memcpy(&scale, row + E, sizeof scale);
-    return widen(scale);
-}
-PARAGONE_INLINE float scale_of(const uint16_t*, long) { return 1.0f; }
-
-PARAGONE_INLINE float number(const int8_t* p) { return *p; }
-PARAGONE_INLINE float number(const uint16_t* p) { return widen(*p); }
-
-// Where a run of neighbouring slots lies, and what is read after the next one.
-template <class T> struct Run {
-    const uint8_t *from, *coming;
-    long row, count;
-    const T* operator[](long i) const { return (const T*)(from + i * row); }
-
-    // Fetches what comes instead of slots [i, i + n): a little at a time, for memory takes only so many wishes.
-    PARAGONE_MEMBER void fetch(long i, long n) const {
-        for (long at = i * row; at < (i + n) * row; at += 64) __builtin_prefetch(coming + at);
-    }
-};
-
-// The slots from `at` on that lie in one block, of `most` in all. The next block but one comes meanwhile: blocks lie
-// anywhere, and each takes less long than memory does.
-template <class T>
-PARAGONE_INLINE Run<T> run_at(const uint8_t* base, const Slots& slots, long at, long most, const After& after) {
-    long block = at / slots.size, in = at % slots.size, over = block + 1 - (at + most - 1) / slots.size;
-    const uint8_t* from = base + slots.table[block] * slots.stride + in * slots.row;
-    const uint8_t* coming = over < 0              ? base + slots.table[block + 2] * slots.stride
-                            : over < after.blocks ? after.base + after.table[over] * slots.stride
-                                                  : from;
-    return {from, coming, slots.row, std::min(most, slots.size - in)};
-}
 
 // Scores of G queries (G, E) with N slots.
 template <class T, int G, int N>
@@ -152,7 +117,17 @@ template <class T, int G>
 static void attend_group(const float* q, const Slots& slots, long first, long S, long E, Scoring scoring,
                          float* scores, float* out, float* largest, float* total) {
     long stride = (S + W - 1) / W * W;
-    scores_of<T, G>(q, slots, first, S, E, scores, stride);
+#if defined(__AVX512BF16__)
+    constexpr bool IN_PAIRS = std::is_same_v<T, uint16_t>;
+    auto score = IN_PAIRS ? scores_of_pairs<G> : scores_of<T, G>;
+    auto weigh = IN_PAIRS ? weights_of_pairs : weights_of;
+    auto add_up = IN_PAIRS ? values_of_pairs<G> : values_of<T, G>;
+#else
+    auto score = scores_of<T, G>;
+    auto weigh = weights_of;
+    auto add_up = values_of<T, G>;
+#endif
+    score(q, slots, first, S, E, scores, stride);
     for (int g = 0; g < G; g++) {
         float* row = scores + g * stride;
         if (scoring.softcap > 0) soften(row, S, scoring.softcap);
@@ -164,9 +139,9 @@ static void attend_group(const float* q, const Slots& slots, long first, long S,
         VF tops = load(row);
         for (long s = W; s < stride; s += W) tops = larger(tops, load(row + s));
         largest[g] = largest_of(tops);
-        total[g] = weights_of(row, stride, largest[g]);
+        total[g] = weigh(row, stride, largest[g]);
     }
-    values_of<T, G>(scores, stride, slots, first, S, E, out);
+    add_up(scores, stride, slots, first, S, E, out);
 }
 
 template <class T>

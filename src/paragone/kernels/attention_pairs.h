@@ -1,0 +1,141 @@
+// Attention of one query token where one instruction multiplies pairs of bfloat16 numbers: queries and weights are
+// rounded to them, as keys and values are.
+#pragma once
+
+#include "rowwise.h"
+#include "slots.h"
+
+namespace PARAGONE_LEVEL {
+
+// e^(x - top), to the precision that a word of weights keeps; zero where x is -infinity.
+PARAGONE_INLINE VF weight_of(VF x, VF top) {
+#if defined(__AVX512BF16__)
+    // 2^t as 2^n 2^f, n whole and f in [0, 1): four terms, fitted to the least relative error of 7.5e-5. What would be
+    // no normal number is zero; what is not a number stays so.
+    constexpr float LOG2 = 1.44269504088896341f;  // of e
+    VF t = multiply_add(x, splat(LOG2), top * -LOG2);
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)t, _mm512_set1_ps(-125.0f), _CMP_NLT_UQ);
+    VF f = (VF)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    VF y = splat(0.0780245233f);
+    for (float term : {0.226067159f, 0.695833537f, 0.999925219f}) y = multiply_add(y, f, splat(term));
+    return (VF)_mm512_maskz_scalef_ps(normal, (__m512)y, (__m512)t);
+#else
+    return exp(x - top);
+#endif
+}
+
+#if defined(__AVX512BF16__)
+constexpr long PADDED = 32;  // numbers that a row of a query's words is filled up to
+
+// The first `count` of 32 numbers, and zeros.
+PARAGONE_INLINE VI some_pairs(const uint16_t* from, long count) {
+    __mmask32 there = count >= 32 ? 0xffffffffu : (1u << count) - 1;
+    return (VI)_mm512_maskz_loadu_epi16(there, from);
+}
+
+// Scores of G queries, words in rows of `words`, with N slots.
+template <int G, int N>
+PARAGONE_INLINE void dots_of_pairs(const Word* q, long words, const uint16_t* const (&keys)[N], long E, float* scores,
+                                   long stride) {
+    VF sums[G][N] = {};
+    for (long e = 0; e < E; e += 32) {
+        VI key[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) key[n] = some_pairs(keys[n] + e, E - e);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; g++) {
+            VI query = load_words(q + g * words + e / 2);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; n++) sums[g][n] = dot_pairs(sums[g][n], key[n], query);
+        }
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++)
+        if constexpr (N == 4) sum4(sums[g][0], sums[g][1], sums[g][2], sums[g][3], scores + g * stride);
+        else scores[g * stride] = sum(sums[g][0]);
+}
+
+// Sums of up to N times 32 numbers of the values, from `e` on, weighted for G queries.
+template <int G, int N>
+static void mix_pairs(const float* weights, long stride, const Slots& slots, long first, long S, long E, long e,
+                      float* out) {
+    VF sums[G][2 * N] = {};
+    for (long s = 0; s < S;) {
+        Run<uint16_t> run = run_at<uint16_t>(slots.values, slots, first + s, S - s, slots.then);
+        for (long i = 0; i < run.count; i += 2) {
+            run.fetch(i, std::min(2L, run.count - i));
+            VI parts[2 * N];
+#pragma GCC unroll 2
+            for (int n = 0; n < N; n++) {
+                long at = e + n * 32;
+                VI one = some_pairs(run[i] + at, E - at);
+                VI other = i + 1 < run.count ? some_pairs(run[i + 1] + at, E - at) : VI{};
+                parts[2 * n] = interleave_halves(one, other, false);
+                parts[2 * n + 1] = interleave_halves(one, other, true);
+            }
+#pragma GCC unroll 4
+            for (int g = 0; g < G; g++) {
+                VI both = splat_word((const uint16_t*)(weights + g * stride) + s + i);
+#pragma GCC unroll 4
+                for (int n = 0; n < 2 * N; n++) sums[g][n] = dot_pairs(sums[g][n], parts[n], both);
+            }
+        }
+        s += run.count;
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++)
+#pragma GCC unroll 4
+        for (int n = 0; n < 2 * N; n++) {
+            long left = E - e - n * W;
+            __mmask16 there = left >= W ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
+            _mm512_mask_storeu_ps(out + g * E + e + n * W, there, (__m512)sums[g][n]);
+        }
+}
+
+template <int G>
+static void scores_of_pairs(const float* q, const Slots& slots, long first, long S, long E, float* scores, long stride) {
+    long block = first / slots.size, padded = (E + PADDED - 1) / PADDED * PADDED;
+    uint16_t* words = (uint16_t*)(scores + G * stride);
+    for (long g = 0; g < G; g++) {
+        narrow_all(q + g * E, E, words + g * padded);
+        std::fill(words + g * padded + E, words + (g + 1) * padded, 0);
+    }
+    After values{slots.values, slots.table + block, (first + S - 1) / slots.size - block + 1};
+    for (long s = 0; s < S;) {
+        Run<uint16_t> run = run_at<uint16_t>(slots.keys, slots, first + s, S - s, values);
+        long i = 0;
+        for (; i + 4 <= run.count; i += 4) {
+            run.fetch(i, 4);
+            const uint16_t* keys[4] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
+            dots_of_pairs<G, 4>((const Word*)words, padded / 2, keys, E, scores + s + i, stride);
+        }
+        for (; i < run.count; i++) {
+            const uint16_t* keys[1] = {run[i]};
+            dots_of_pairs<G, 1>((const Word*)words, padded / 2, keys, E, scores + s + i, stride);
+        }
+        s += run.count;
+    }
+}
+
+template <int G>
+static void values_of_pairs(const float* weights, long stride, const Slots& slots, long first, long S, long E,
+                            float* out) {
+    long e = 0;
+    for (; e + 32 < E; e += 64) mix_pairs<G, 2>(weights, stride, slots, first, S, E, e, out);
+    for (; e < E; e += 32) mix_pairs<G, 1>(weights, stride, slots, first, S, E, e, out);
+}
+
+// Turns `stride` scores into e^(score - top), in bfloat16 where the row begins; returns the sum of what they were before.
+static float weights_of_pairs(float* row, long stride, float top) {
+    VF sums = {};
+    for (long s = 0; s < stride; s += W) {
+        VF weight = weight_of(load(row + s), splat(top));
+        store((uint16_t*)row + s, weight);
+        sums += weight;
+    }
+    ((uint16_t*)row)[stride] = 0;  // beside the last one, where slots are taken in twos
+    return sum(sums);
+}
+#endif
+
+}  // namespace PARAGONE_LEVEL
