@@ -63,7 +63,7 @@ void Attend::run(Run& run, int member) const {
     for (long first = 0, last;; first = last) {
         last = upto(run, first);
         long tasks = (runs[last] - runs[first]) * spec_.K, taken;
-        while ((taken = run.team.next()) < tasks) single(run, run.own[member], first, taken);
+        while ((taken = run.team.next()) < tasks) single(run, run.own[member], first, taken, tasks);
         if (last == singles) longer(run, run.own[member], tasks, taken);
         run.team.barrier();
         if (runs[last] - runs[first] > last - first) {
@@ -87,32 +87,33 @@ void Attend::longer(Run& run, Own& own, long task, long taken) const {
                 }
 }
 
-// A run of the slots that one token's queries of a head see: a task of single tokens from `first` on.
-void Attend::single(Run& run, Own& own, long first, long task) const {
-    long group = spec_.H / spec_.K, E = spec_.E, each = group * (E + 2);
+// Task number `task` of single tokens from `first` on.
+Attend::Look Attend::look(const Run& run, long first, long task) const {
     const Pool& pool = this->pool(run);
-    long number = std::upper_bound(pool.runs.begin() + first, pool.runs.end(), pool.runs[first] + task / spec_.K) -
-                  pool.runs.begin() - 1;
+    long at = pool.runs[first] + task / spec_.K;
+    long number = std::upper_bound(pool.runs.begin() + first, pool.runs.end(), at) - pool.runs.begin() - 1;
+    long runs = pool.runs[number + 1] - pool.runs[number];
+    long own = task - (pool.runs[number] - pool.runs[first]) * spec_.K;
     const Single& one = run.step.singles[number];
-    long own_runs = pool.runs[number + 1] - pool.runs[number];
-    long own_task = task - (pool.runs[number] - pool.runs[first]) * spec_.K;
-    long k = own_task / own_runs, at = own_task % own_runs * RUN_SLOTS;
-    long from = pool.firsts[one.row], seen = pool.lasts[one.row] - from;
-    float* sums = own_runs > 1 ? run.partial.data() + task * each : own.floats.data();
+    long from = pool.firsts[one.row] + own % runs * RUN_SLOTS;
+    return {one, own / runs, runs, from, std::min(RUN_SLOTS, pool.lasts[one.row] - from)};
+}
+
+void Attend::single(Run& run, Own& own, long first, long task, long tasks) const {
+    long group = spec_.H / spec_.K, E = spec_.E, each = group * (E + 2);
+    auto [one, k, runs, from, count] = look(run, first, task);
+    float* sums = runs > 1 ? run.partial.data() + task * each : own.floats.data();
     float *largest = sums + group * E, *totals = largest + group;
     const float* q = run.buffer(spec_.buffer) + (one.row * (spec_.H + 2 * spec_.K) + k * group) * E;
-    Slots own_slots = slots(run, one.part, k);
-    long next = k + 1 < spec_.K ? number : number + 1;
-    if (run.members == 1 && own_runs == 1 && next < (long)run.step.singles.size()) {
-        const Single& other = run.step.singles[next];
-        Slots others = slots(run, other.part, (k + 1) % spec_.K);
-        long block = pool.firsts[other.row] / spec_.block_size;
-        own_slots.then = {others.keys, others.table + block,
-                          (pool.lasts[other.row] - 1) / spec_.block_size - block + 1};
+    Slots slots = this->slots(run, one.part, k);
+    if (long next = task + run.members; next < tasks) {  // this thread's, unless one is held up
+        Look other = look(run, first, next);
+        Slots others = this->slots(run, other.one.part, other.k);
+        long block = other.from / spec_.block_size, last = (other.from + other.count - 1) / spec_.block_size;
+        slots.then = {others.keys, others.values, others.table + block, last - block + 1};
     }
-    best.attend(q, group, own_slots, from + at, std::min(RUN_SLOTS, seen - at), E, scoring(run, k),
-                own.floats.data() + each, sums, largest, totals);
-    if (own_runs > 1) return;
+    best.attend(q, group, slots, from, count, E, scoring(run, k), own.floats.data() + each, sums, largest, totals);
+    if (runs > 1) return;
     float* to = run.buffer(target_) + (one.row * spec_.H + k * group) * E;
     for (long h = 0; h < group; h++) {
         float inverse = 1.0f / totals[h];

@@ -41,10 +41,9 @@ PARAGONE_INLINE void dots(const float* q, const T* const (&keys)[N], long E, flo
 
 template <class T, int G>
 static void scores_of(const float* q, const Slots& slots, long first, long S, long E, float* scores, long stride) {
-    long block = first / slots.size;
-    After values{slots.values, slots.table + block, (first + S - 1) / slots.size - block + 1};
-    for (long s = 0; s < S;) {
-        Run<T> run = run_at<T>(slots.keys, slots, first + s, S - s, values);
+    Reading reading(slots, first, S);
+    for (long s = 0, number = 0; s < S; number++) {
+        Run<T> run = reading.run<T>(slots.keys, first + s, S - s, number);
         long i = 0;
         for (; i + SLOTS <= run.count; i += SLOTS) {
             run.fetch(i, SLOTS);
@@ -63,8 +62,9 @@ static void scores_of(const float* q, const Slots& slots, long first, long S, lo
 template <class T, int G, int N>
 static void mix(const float* weights, long stride, const Slots& slots, long first, long S, long E, long e, float* out) {
     VF sums[G][N] = {};
-    for (long s = 0; s < S;) {
-        Run<T> run = run_at<T>(slots.values, slots, first + s, S - s, slots.then);
+    Reading reading(slots, first, S);
+    for (long s = 0, number = reading.count(); s < S; number++) {
+        Run<T> run = reading.run<T>(slots.values, first + s, S - s, number);
         for (long i = 0; i < run.count; i++) {
             const T* value = run[i];
             run.fetch(i, 1);
@@ -91,11 +91,12 @@ static void values_of(const float* weights, long stride, const Slots& slots, lon
     long e = 0;
     for (; e + SLOTS * W <= E; e += SLOTS * W) mix<T, G, SLOTS>(weights, stride, slots, first, S, E, e, out);
     for (; e + W <= E; e += W) mix<T, G, 1>(weights, stride, slots, first, S, E, e, out);
+    Reading reading(slots, first, S);
     for (; e < E; e++)
         for (int g = 0; g < G; g++) {
             float total = 0;
             for (long s = 0; s < S; s++) {
-                const T* value = run_at<T>(slots.values, slots, first + s, 1, {})[0];
+                const T* value = reading.run<T>(slots.values, first + s, 1, 0)[0];
                 total += weights[g * stride + s] * scale_of(value, E) * number(value + e);
             }
             out[g * E + e] = total;

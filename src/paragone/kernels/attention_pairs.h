@@ -60,8 +60,9 @@ template <int G, int N>
 static void mix_pairs(const float* weights, long stride, const Slots& slots, long first, long S, long E, long e,
                       float* out) {
     VF sums[G][2 * N] = {};
-    for (long s = 0; s < S;) {
-        Run<uint16_t> run = run_at<uint16_t>(slots.values, slots, first + s, S - s, slots.then);
+    Reading reading(slots, first, S);
+    for (long s = 0, number = reading.count(); s < S; number++) {
+        Run<uint16_t> run = reading.run<uint16_t>(slots.values, first + s, S - s, number);
         for (long i = 0; i < run.count; i += 2) {
             run.fetch(i, std::min(2L, run.count - i));
             VI parts[2 * N];
@@ -94,15 +95,15 @@ static void mix_pairs(const float* weights, long stride, const Slots& slots, lon
 
 template <int G>
 static void scores_of_pairs(const float* q, const Slots& slots, long first, long S, long E, float* scores, long stride) {
-    long block = first / slots.size, padded = (E + PADDED - 1) / PADDED * PADDED;
+    long padded = (E + PADDED - 1) / PADDED * PADDED;
     uint16_t* words = (uint16_t*)(scores + G * stride);
     for (long g = 0; g < G; g++) {
         narrow_all(q + g * E, E, words + g * padded);
         std::fill(words + g * padded + E, words + (g + 1) * padded, 0);
     }
-    After values{slots.values, slots.table + block, (first + S - 1) / slots.size - block + 1};
-    for (long s = 0; s < S;) {
-        Run<uint16_t> run = run_at<uint16_t>(slots.keys, slots, first + s, S - s, values);
+    Reading reading(slots, first, S);
+    for (long s = 0, number = 0; s < S; number++) {
+        Run<uint16_t> run = reading.run<uint16_t>(slots.keys, first + s, S - s, number);
         long i = 0;
         for (; i + 4 <= run.count; i += 4) {
             run.fetch(i, 4);

@@ -156,7 +156,14 @@ void Heads::run(Run& run, int) const {
     const HeadsSpec& s = spec_;
     const Pool& pool = run.step.pools[s.pool];
     long J = s.H + 2 * s.K, row = s.row_bytes();
+    auto slot = [&](long t, long h) {
+        long block = pool.slots[t] / s.block_size, in = pool.slots[t] % s.block_size;
+        return s.cache + ((block * 2 * s.K + h) * s.block_size + in) * row;
+    };
     for (long t; (t = run.team.next()) < run.step.T;) {
+        // The next token's slots lie anywhere: they come meanwhile.
+        for (long h = 0; t + 1 < run.step.T && h < 2 * s.K; h++)
+            for (long line = 0; line < row; line += 64) __builtin_prefetch(slot(t + 1, h) + line, 1);
         float* heads = run.buffer(s.buffer) + t * J * s.E;
         long position = run.step.positions[t];
         float warmth = s.scale;
@@ -173,9 +180,8 @@ void Heads::run(Run& run, int) const {
             if (h < s.H)
                 for (long e = 0; e < s.E; e++) head[e] *= warmth;
         }
-        long block = pool.slots[t] / s.block_size, in = pool.slots[t] % s.block_size;
         for (long h = 0; h < 2 * s.K; h++) {
-            uint8_t* to = s.cache + ((block * 2 * s.K + h) * s.block_size + in) * row;
+            uint8_t* to = slot(t, h);
             const float* from = heads + (s.H + h) * s.E;
             if (s.eight_bit) best.quantize_slot(from, s.E, (int8_t*)to);
             else best.narrow(from, s.E, (uint16_t*)to);

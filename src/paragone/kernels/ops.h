@@ -143,7 +143,13 @@ class Attend : public Op {
     Cost cost() const override { return {0, 2 * spec_.H * spec_.E, spec_.pool}; }
 
   private:
-    void single(Run& run, Own& own, long first, long task) const;
+    // A run of the slots that one token's queries of a head see, of how many.
+    struct Look {
+        Single one;
+        long k, runs, from, count;
+    };
+    Look look(const Run& run, long first, long task) const;
+    void single(Run& run, Own& own, long first, long task, long tasks) const;
     void join(Run& run, long first, long head) const;
     void longer(Run& run, Own& own, long task, long taken) const;
     void many(Run& run, Own& own, int part, long at, long size, long k) const;

@@ -19,28 +19,51 @@ PARAGONE_INLINE float scale_of(const uint16_t*, long) { return 1.0f; }
 PARAGONE_INLINE float number(const int8_t* p) { return *p; }
 PARAGONE_INLINE float number(const uint16_t* p) { return widen(*p); }
 
-// Where a run of neighbouring slots lies, and what is read after the next one.
+// Where a run of neighbouring slots lies, and what is read some time after it, if anything.
 template <class T> struct Run {
     const uint8_t *from, *coming;
     long row, count;
     const T* operator[](long i) const { return (const T*)(from + i * row); }
 
-    // Fetches what comes instead of slots [i, i + n): a little at a time, for memory takes only so many wishes.
+    // Fetches as much of what comes as slots [i, i + n) are: a little at a time, for memory takes only so many wishes.
     PARAGONE_MEMBER void fetch(long i, long n) const {
-        for (long at = i * row; at < (i + n) * row; at += 64) __builtin_prefetch(coming + at);
+        if (!coming) return;
+        for (long at = i * row; at < (i + n) * row; at += 64) __builtin_prefetch(coming + at, 0, 2);
     }
 };
 
-// The slots from `at` on that lie in one block, of `most` in all. The next block but one comes meanwhile: blocks lie
-// anywhere, and each takes less long than memory does.
-template <class T>
-PARAGONE_INLINE Run<T> run_at(const uint8_t* base, const Slots& slots, long at, long most, const After& after) {
-    long block = at / slots.size, in = at % slots.size, over = block + 1 - (at + most - 1) / slots.size;
-    const uint8_t* from = base + slots.table[block] * slots.stride + in * slots.row;
-    const uint8_t* coming = over < 0              ? base + slots.table[block + 2] * slots.stride
-                            : over < after.blocks ? after.base + after.table[over] * slots.stride
-                                                  : from;
-    return {from, coming, slots.row, std::min(most, slots.size - in)};
-}
+// The order in which slots [first, first + S) are read: their keys' blocks, their values', and then what comes next.
+// Blocks lie anywhere, and each takes less long than memory does.
+class Reading {
+  public:
+    Reading(const Slots& slots, long first, long S) : slots_(slots) {
+        long block = first / slots.size;
+        own_ = {slots.keys, slots.values, slots.table + block, (first + S - 1) / slots.size - block + 1};
+    }
+
+    long count() const { return own_.count; }
+
+    // The slots from `at` on that lie in one block, of `most` in all; it is read as number `number`.
+    template <class T> PARAGONE_MEMBER Run<T> run(const uint8_t* base, long at, long most, long number) const {
+        long in = at % slots_.size;
+        const uint8_t* from = base + slots_.table[at / slots_.size] * slots_.stride + in * slots_.row;
+        return {from, coming(number + std::min(AHEAD, 2 * own_.count)), slots_.row, std::min(most, slots_.size - in)};
+    }
+
+  private:
+    static constexpr long AHEAD = 8;  // blocks
+
+    const uint8_t* coming(long number) const {
+        for (const Blocks* blocks : {&own_, &slots_.then})
+            for (const uint8_t* base : {blocks->keys, blocks->values}) {
+                if (number < blocks->count) return base + blocks->table[number] * slots_.stride;
+                number -= blocks->count;
+            }
+        return nullptr;
+    }
+
+    const Slots& slots_;
+    Blocks own_;
+};
 
 }  // namespace PARAGONE_LEVEL

@@ -61,22 +61,22 @@ struct alignas(64) Quantised {
 // float. The last word is padded with zero.
 typedef uint32_t Word;
 
-// What is read after a text's last block: so many blocks of another table.
-struct After {
-    const uint8_t* base = nullptr;
+// Blocks of keys and values that are read one after the other.
+struct Blocks {
+    const uint8_t *keys = nullptr, *values = nullptr;
     const int32_t* table = nullptr;
-    long blocks = 0;
+    long count = 0;
 };
 
 // Where one head's slots lie, `row` bytes each: in blocks of `size`, slot s in block table[s / size], and the
 // blocks `stride` bytes apart. A slot is E numbers in bfloat16, or E int8 codes and a bfloat16 scale behind them.
-// `then` are the keys that are read next, where that is known.
+// `then` is read next, where that is known.
 struct Slots {
     const uint8_t *keys, *values;
     const int32_t* table;
     long size, stride, row;
     bool eight_bit;
-    After then{};
+    Blocks then{};
 };
 
 // What is done to scores: capped by softcap * tanh(score / softcap) unless that is 0; then, of query h and slot s,
