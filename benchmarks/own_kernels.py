@@ -15,27 +15,25 @@ from typing import Any
 import paragone
 from benchmarks.bounds import Machine, bounds, operations
 from benchmarks.own_engine import equal_requests
-from benchmarks.turns import STEPS, Measured, answer
+from benchmarks.turns import PROMPTS, STEPS, Measured, answer
 from paragone import Engine, EngineConfig, Request, SamplingParams
 from paragone.engine.resources import peak_memory_bytes
 
 
-def prefill(model: Any, length: int) -> float:
-    prompt = [100 + i % 900 for i in range(length)]
-    engine = Engine(
-        model.decoder, model.tokenizer, EngineConfig(find_prefixes=False, max_num_batched_tokens=4096)
-    )
-    return length / engine.run([Request(prompt, SamplingParams(max_tokens=1))])[0].ttft_s
+def prefill(engine: Engine, length: int) -> float:
+    request = Request([100 + i % 900 for i in range(length)], SamplingParams(max_tokens=1))
+    count = PROMPTS[length]
+    return count * length / sum(engine.run([request])[0].ttft_s for _ in range(count))
 
 
-def decode(model: Any, sequences: int) -> float:
+def decode(engine: Engine, sequences: int) -> float:
     """Steps that only decode, after prompts of 16."""
-    engine = Engine(model.decoder, model.tokenizer, EngineConfig(find_prefixes=False))
     steps = STEPS[sequences]
     params = SamplingParams(max_tokens=steps + 1, ignore_eos=True)
     for s in range(sequences):
         engine.add(Request([100 + s * 7 + i for i in range(16)], params))
-    while engine.stats is None or engine.stats.prefill_tokens:
+    engine.step()
+    while engine.stats and engine.stats.prefill_tokens:
         engine.step()
     begin, count = time.perf_counter(), 0
     while engine.has_work():
@@ -62,10 +60,19 @@ def main(path: str, precision: str) -> None:
     size = model.decoder.decode_bytes
     machine = Machine(size)
 
+    def new_engine(step_tokens: int) -> Engine:
+        config = EngineConfig(find_prefixes=False, max_num_batched_tokens=step_tokens)
+        return Engine(model.decoder, model.tokenizer, config)
+
+    # As the peers', they are there when they are measured. Long prompts are to be read in one step.
+    usual, long_steps = new_engine(512), new_engine(4096)
+
     def measure(kind: str, number: int) -> Measured:
         if kind == "model":
             return described
-        rate, rates = machine.around(lambda: FIGURES[kind](model, number))
+        rate, rates = machine.around(
+            lambda: FIGURES[kind](long_steps if kind == "prefill" else usual, number)
+        )
         return {
             "rate": rate, "most": bounds(model, rates)[f"{kind}{number}"], "read": rates.read,
             "share": rate * size / rates.read, "int4": rates.int4, "int8": rates.int8, "bf16": rates.floats,

@@ -19,7 +19,7 @@ from typing import Any
 import llama_cpp as lib  # type: ignore[import-not-found]
 import numpy as np
 
-from benchmarks.turns import STEPS, Measured, answer
+from benchmarks.turns import PROMPTS, STEPS, Measured, answer
 
 THREADS = 2
 TYPES = {"BF16": "BF16", "Q8_0": "Q8_0", "Q4_0": "Q4_0"}
@@ -60,9 +60,12 @@ class Session:
 
 
 def prefill(session: Session, length: int) -> float:
+    tokens: list[Token] = [(100 + i % 900, i, 0, i == length - 1) for i in range(length)]
     begin = time.perf_counter()
-    session.decode([(100 + i % 900, i, 0, i == length - 1) for i in range(length)])
-    return length / (time.perf_counter() - begin)
+    for _ in range(PROMPTS[length]):
+        session.clear()
+        session.decode(tokens)
+    return PROMPTS[length] * length / (time.perf_counter() - begin)
 
 
 def decode(session: Session, sequences: int) -> float:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.arrivals import Arrival, poisson, serve
-from benchmarks.turns import TIMES, Measured, answer
+from benchmarks.turns import PROMPTS, TIMES, Measured, answer
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -65,8 +65,9 @@ def prefill(llm: Any, length: int) -> float:
 
     prompt = {"prompt_token_ids": [100 + i % 900 for i in range(length)]}
     begin = time.perf_counter()
-    llm.generate([prompt], SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
-    return length / (time.perf_counter() - begin)
+    for _ in range(PROMPTS[length]):
+        llm.generate([prompt], SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
+    return PROMPTS[length] * length / (time.perf_counter() - begin)
 
 
 def measure(llm: Any, kind: str, number: int) -> Measured:

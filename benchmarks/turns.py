@@ -17,6 +17,7 @@ from types import TracebackType
 HERE = Path(__file__).parent
 QUIET = 1.5  # seconds: vLLM's worker spins for one after its work, on a processor that the next one measures
 STEPS = {1: 128, 16: 48, 64: 24}  # of decoding, by sequences
+PROMPTS = {512: 4, 4096: 1}  # one after the other, by length
 TIMES = {1: 2, 16: 3, 64: 3}  # of which the best counts, by equal requests at once
 Measured = dict[str, float]
 Turn = dict[str, Measured]  # by the engine's name

@@ -25,7 +25,7 @@ from paragone.ops.compressed import CompressedMatrix
 from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import threads
 
-MOST_TOKENS = 512  # of one run: buffers hold no more
+MOST_TOKENS = 1024  # of one run: buffers hold no more
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
                "gelu_bloom": "gelu_tanh"}  # fmt: skip
 
