@@ -12,7 +12,6 @@ namespace PARAGONE_LEVEL {
 
 // Queries of a group that share one reading of the keys: as many sums as fit into the registers.
 constexpr int QUERIES = W == 16 ? 4 : 2;
-constexpr int SLOTS = 4;  // slots whose scores, or vectors of a value whose sums, are made at once
 
 // Scores of G queries (G, E) with N slots.
 template <class T, int G, int N>
@@ -41,21 +40,9 @@ PARAGONE_INLINE void dots(const float* q, const T* const (&keys)[N], long E, flo
 
 template <class T, int G>
 static void scores_of(const float* q, const Slots& slots, long first, long S, long E, float* scores, long stride) {
-    Reading reading(slots, first, S);
-    for (long s = 0, number = 0; s < S; number++) {
-        Run<T> run = reading.run<T>(slots.keys, first + s, S - s, number);
-        long i = 0;
-        for (; i + SLOTS <= run.count; i += SLOTS) {
-            run.fetch(i, SLOTS);
-            const T* keys[SLOTS] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
-            dots<T, G, SLOTS>(q, keys, E, scores + s + i, stride);
-        }
-        for (; i < run.count; i++) {
-            const T* keys[1] = {run[i]};
-            dots<T, G, 1>(q, keys, E, scores + s + i, stride);
-        }
-        s += run.count;
-    }
+    keys_in_turn<T>(slots, first, S, [&]<int N>(const T* const (&keys)[N], long s) {
+        dots<T, G, N>(q, keys, E, scores + s, stride);
+    });
 }
 
 // Sums of N vectors of the values, from `e` on, weighted for G queries.

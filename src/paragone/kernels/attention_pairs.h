@@ -34,7 +34,7 @@ PARAGONE_INLINE void dots_of_pairs(const Word* q, long words, const uint16_t* co
     }
 #pragma GCC unroll 4
     for (int g = 0; g < G; g++)
-        if constexpr (N == 4) sum4(sums[g][0], sums[g][1], sums[g][2], sums[g][3], scores + g * stride);
+        if constexpr (N == SLOTS) sum4(sums[g][0], sums[g][1], sums[g][2], sums[g][3], scores + g * stride);
         else scores[g * stride] = sum(sums[g][0]);
 }
 
@@ -77,28 +77,17 @@ static void mix_pairs(const float* weights, long stride, const Slots& slots, lon
 }
 
 template <int G>
-static void scores_of_pairs(const float* q, const Slots& slots, long first, long S, long E, float* scores, long stride) {
+static void scores_of_pairs(const float* q, const Slots& slots, long first, long S, long E, float* scores,
+                            long stride) {
     long padded = (E + PADDED - 1) / PADDED * PADDED;
     uint16_t* words = (uint16_t*)(scores + G * stride);
     for (long g = 0; g < G; g++) {
         narrow_all(q + g * E, E, words + g * padded);
         std::fill(words + g * padded + E, words + (g + 1) * padded, 0);
     }
-    Reading reading(slots, first, S);
-    for (long s = 0, number = 0; s < S; number++) {
-        Run<uint16_t> run = reading.run<uint16_t>(slots.keys, first + s, S - s, number);
-        long i = 0;
-        for (; i + 4 <= run.count; i += 4) {
-            run.fetch(i, 4);
-            const uint16_t* keys[4] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
-            dots_of_pairs<G, 4>((const Word*)words, padded / 2, keys, E, scores + s + i, stride);
-        }
-        for (; i < run.count; i++) {
-            const uint16_t* keys[1] = {run[i]};
-            dots_of_pairs<G, 1>((const Word*)words, padded / 2, keys, E, scores + s + i, stride);
-        }
-        s += run.count;
-    }
+    keys_in_turn<uint16_t>(slots, first, S, [&]<int N>(const uint16_t* const (&keys)[N], long s) {
+        dots_of_pairs<G, N>((const Word*)words, padded / 2, keys, E, scores + s, stride);
+    });
 }
 
 template <int G>
@@ -109,7 +98,8 @@ static void values_of_pairs(const float* weights, long stride, const Slots& slot
     for (; e < E; e += 32) mix_pairs<G, 1>(weights, stride, slots, first, S, E, e, out);
 }
 
-// Turns `stride` scores into e^(score - top), in bfloat16 where the row begins; returns the sum of what they were before.
+// Turns `stride` scores into e^(score - top), in bfloat16 from where the row begins; returns their sum before they are
+// rounded.
 static float weights_of_pairs(float* row, long stride, float top) {
     VF sums = {};
     for (long s = 0; s < stride; s += W) {

@@ -44,8 +44,8 @@ static long attend_room(long rows, long E) {
     return Room::lay_out(&room, nullptr, rows, E);
 }
 
-// Where the numbers of slots [at, at + count) lie, as bfloat16: where they are, or in `room`. Those before `begin`, whose
-// blocks may have been given away, are `nothing`.
+// Where the numbers of slots [at, at + count) lie, as bfloat16: where they are, or in `room`. Those before `begin`,
+// whose blocks may have been given away, are `nothing`.
 static void slot_numbers(const uint8_t* base, const Slots& slots, long at, long begin, long count, long E,
                          uint16_t* room, const uint16_t* nothing, const uint16_t** rows) {
     std::fill(rows, rows + begin, nothing);

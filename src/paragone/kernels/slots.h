@@ -66,4 +66,25 @@ class Reading {
     Blocks own_;
 };
 
+constexpr int SLOTS = 4;  // whose scores, or vectors of a value whose sums, are made at once
+
+// Slots [first, first + S) of the keys, SLOTS or one at a time: use.template operator()<N>(keys, where they begin).
+template <class T, class Use> PARAGONE_INLINE void keys_in_turn(const Slots& slots, long first, long S, Use use) {
+    Reading reading(slots, first, S);
+    for (long s = 0, number = 0; s < S; number++) {
+        Run<T> run = reading.run<T>(slots.keys, first + s, S - s, number);
+        long i = 0;
+        for (; i + SLOTS <= run.count; i += SLOTS) {
+            run.fetch(i, SLOTS);
+            const T* keys[SLOTS] = {run[i], run[i + 1], run[i + 2], run[i + 3]};
+            use.template operator()<SLOTS>(keys, s + i);
+        }
+        for (; i < run.count; i++) {
+            const T* keys[1] = {run[i]};
+            use.template operator()<1>(keys, s + i);
+        }
+        s += run.count;
+    }
+}
+
 }  // namespace PARAGONE_LEVEL

@@ -117,7 +117,8 @@ struct Kernels {
     // Turns one head in place by cosines and sines (dim / 2); numbers i and i + dim / 2, or neighbours, are a pair.
     void (*rotate)(float* x, const float* cos, const float* sin, long dim, bool neighbours);
     // `group` queries (group, E), already scaled, over slots [first, first + S) of one head: unnormalised sums of
-    // values (group, E), the largest score and the sum of exponentials of each query. room: 4 times S to the next 16, and 2 (E + 32).
+    // values (group, E), the largest score and the sum of exponentials of each query. room: 4 times S to the next
+    // 16, and 2 (E + 32).
     void (*attend)(const float* q, long group, const Slots&, long first, long S, long E, Scoring, float* room,
                    float* out, float* largest, float* total);
     // Many tokens' queries over all that they see. room: attend_room(rows, E) bytes.

@@ -193,8 +193,10 @@ PARAGONE_INLINE VF dot_pairs(VF sum, VI w, VI x) {
 // Numbers of 16 bits of a and b in turn, of the first sixteen or of the last.
 PARAGONE_INLINE VI interleave_halves(VI a, VI b, bool last) {
     alignas(64) static constexpr int16_t ORDER[2][32] = {
-        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
-        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
+         8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+         24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
     return (VI)_mm512_permutex2var_epi16((__m512i)a, _mm512_load_si512(ORDER[last]), (__m512i)b);
 }
 #endif
