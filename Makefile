@@ -21,7 +21,7 @@ $(VENV)/pip: constraints.txt
 	@touch $@
 
 # What every start imports is, now: where Python is told not to write bytecode, each would take 1.5 s longer.
-COMPILE := @env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import torch, paragone.cli.main, paragone.engine.load'
+COMPILE := @env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import torch, paragone.cli.main, paragone.engine.load, paragone.serve.server'
 
 $(VENV)/run: $(SOURCES) $(VENV)/pip
 	$(INSTALL) --constraint constraints.txt --editable '.[report,serve]'

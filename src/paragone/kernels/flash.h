@@ -250,7 +250,7 @@ static void attend_many(const Queries& queries, long group, const Slots& slots, 
         while (queries.lasts[first] <= at) first++;
         while (queries.firsts[last - 1] >= at + TILE_SLOTS) last--;
         // The next tile comes meanwhile, a little with each block.
-        long next = at + TILE_SLOTS, end = std::min<long>(next + TILE_SLOTS, highest);
+        long next = at + TILE_SLOTS, end = std::clamp<long>(highest, next, next + TILE_SLOTS);
         long each = (end - next) * ROWS_AT_ONCE / ((last - first) * group) + 1;
         for (long r = first * group; r < last * group; r += ROWS_AT_ONCE, next += each) {
             fetch_slots(slots, next, std::min(next + each, end));
