@@ -11,6 +11,7 @@ from paragone.kernels import native
 from paragone.model.linear import Linear
 from paragone.model.spec import ModelSpec
 from paragone.ops import pages
+from paragone.ops.hadamard import HadamardMatrix
 from paragone.ops.linear import Part
 from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import threads
@@ -20,17 +21,23 @@ EQUAL_PROMPT, EQUAL_ANSWER = 13, 64  # tokens of the equal requests of own_engin
 
 class Rates(NamedTuple):
     """Bytes read a second, and operations a second of bytes with codes of four and of eight bits (brought to
-    scale after every 32, as quantised weights need it) and of bfloat16 or float32. Without VNNI codes of four
-    bits are multiplied at twice the rate of those of eight; those of five and six are taken for as fast."""
+    scale after every 32, as the formats of files need it), of eight where rows have one scale, and of
+    bfloat16 or float32. Without VNNI codes of four bits are multiplied at twice the rate of those of eight;
+    those of five and six are taken for as fast."""
 
     read: float
     int4: float
     int8: float
+    rows: float
     floats: float
 
-    def of(self, bits: int) -> float:
-        """By the width of a weight."""
-        return {8: self.int8, 16: self.floats}.get(bits, self.int4)
+    def of(self, part: Part) -> float:
+        """By how a weight is multiplied."""
+        if isinstance(part, HadamardMatrix):
+            return self.rows
+        if not isinstance(part, PackedMatrix):
+            return self.floats
+        return self.int8 if part.packing.levels or part.packing.bits == 8 else self.int4
 
 
 class Machine:
@@ -44,7 +51,10 @@ class Machine:
         size, at, count = len(self.memory), self.memory.data_ptr(), threads()
         return Rates(
             max(native.read_rate(at, size, count) for _ in range(5)),
-            *(max(native.multiply_rate(bits, count) for _ in range(5)) for bits in (4, 8, 16)),
+            *(
+                max(native.multiply_rate(bits, count, whole_rows) for _ in range(5))
+                for bits, whole_rows in ((4, False), (8, False), (8, True), (16, False))
+            ),
         )
 
     def around(self, figure: Callable[[], float]) -> tuple[float, Rates]:
@@ -81,14 +91,7 @@ def bounds(model: Model, rates: Rates) -> dict[str, float]:
 def seconds(linear: Linear, rates: Rates) -> float:
     """Of its products for one token."""
     width = linear.in_features
-    return sum((2 * len(part) * width / rates.of(bits_multiplied(part)) for part in linear.parts), 0.0)
-
-
-def bits_multiplied(part: Part) -> int:
-    """How wide its numbers are when they are multiplied."""
-    if not isinstance(part, PackedMatrix):
-        return 16
-    return 8 if part.packing.levels else part.packing.bits
+    return sum((2 * len(part) * width / rates.of(part) for part in linear.parts), 0.0)
 
 
 def operations(model: Model) -> float:

@@ -25,11 +25,13 @@ from benchmarks.turns import Engine, Turn, in_turn
 from paragone import paths
 from paragone.engine.resolve import locate
 from paragone.engine.resources import describe_machine
+from paragone.model.precision import Precision
 
 PROMPTS = ("prefill512", "prefill4096")
 DECODING = ("decode1", "decode16", "decode64")
 EQUAL = ("seq16", "seq64")
 OWN, LLAMA, VLLM = "Paragone", "llama.cpp", "vLLM"
+INT8 = "int8"  # Paragone's own eight bits, made of the file in bfloat16
 GEMMA, LARGE = "Gemma 3 270M Q4_K_M", "1.1B Q4_0"
 LONG_TURNS = 3  # of prompts of 4,096, at most
 
@@ -45,36 +47,43 @@ class Aim(NamedTuple):
 
 AIMS = {
     "decode_int4_vs_llamacpp": Aim(2.0, "decode1", "Q4_0", LLAMA),
-    "decode_int8_vs_llamacpp": Aim(1.5, "decode1", "Q8_0", LLAMA),
+    "decode_int8_vs_llamacpp": Aim(1.5, "decode1", INT8, LLAMA),
     "decode_bf16_vs_llamacpp": Aim(1.5, "decode1", "BF16", LLAMA),
     "decode_gemma3_vs_llamacpp": Aim(1.5, "decode1", GEMMA, LLAMA),
     "decode_large_vs_llamacpp": Aim(1.15, "decode1", LARGE, LLAMA),
     "prefill512_int4_vs_llamacpp": Aim(6.0, "prefill512", "Q4_0", LLAMA),
-    "prefill512_int8_vs_llamacpp": Aim(6.0, "prefill512", "Q8_0", LLAMA),
-    "prefill512_vs_vllm": Aim(2.0, "prefill512", "Q4_0", VLLM),
-    "prefill4096_vs_vllm": Aim(2.0, "prefill4096", "Q4_0", VLLM),
+    "prefill512_int8_vs_llamacpp": Aim(6.0, "prefill512", INT8, LLAMA),
+    "prefill512_vs_vllm": Aim(2.0, "prefill512", INT8, VLLM),
+    "prefill4096_vs_vllm": Aim(2.0, "prefill4096", INT8, VLLM),
     "seq16_vs_llamacpp": Aim(5.0, "decode16", "Q4_0", LLAMA),
     "seq64_vs_llamacpp": Aim(5.0, "decode64", "Q4_0", LLAMA),
-    "seq16_vs_vllm": Aim(3.0, "seq16", "Q4_0", VLLM),
-    "seq64_vs_vllm": Aim(3.0, "seq64", "Q4_0", VLLM),
+    "seq16_vs_vllm": Aim(3.0, "seq16", INT8, VLLM),
+    "seq64_vs_vllm": Aim(3.0, "seq64", INT8, VLLM),
 }
 
 
-def files() -> dict[str, tuple[Path, str]]:
-    """What is measured: a file and Paragone's precision for it. int8 keeps what the file has in fewer
+class Files(NamedTuple):
+    """What Paragone runs, in which precision, and what llama.cpp does. int8 keeps what a file has in fewer
     bits."""
+
+    own: Path
+    precision: Precision
+    llama: Path
+
+
+def files() -> dict[str, Files]:
+    """What is measured."""
     source = locate("smollm2-135m-instruct").path
     folder = paths.home() / "benchmarks"
-    out: dict[str, tuple[Path, str]] = {}
-    for kind, precision in (("Q4_0", "int8"), ("Q8_0", "int8"), ("BF16", "bf16")):
-        path = folder / f"smollm2-{kind}.gguf"
+    made = {kind: folder / f"smollm2-{kind}.gguf" for kind in ("Q4_0", "Q8_0", "BF16")}
+    for kind, path in made.items():
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             run(interpreter("llamacpp"), "peer_llamacpp.py", "quantize", source, str(path), kind)
-        out[kind] = path, precision
-    out[GEMMA] = locate("gemma3-270m").path, "int8"
-    out[LARGE] = large(), "int8"
-    return out
+    out = {kind: Files(path, "bf16" if kind == "BF16" else "int8", path) for kind, path in made.items()}
+    out[INT8] = Files(made["BF16"], "int8", made["Q8_0"])
+    gemma, big = locate("gemma3-270m").path, large()
+    return out | {GEMMA: Files(gemma, "int8", gemma), LARGE: Files(big, "int8", big)}
 
 
 class Pair:
@@ -82,14 +91,14 @@ class Pair:
 
     def __init__(self, peer: str, model: str, turns: int) -> None:
         self.peer = peer
-        path, precision = files()[model]
+        path, precision, its_path = files()[model]
         if peer == VLLM:
             figures: tuple[str, ...] = (*EQUAL, *PROMPTS)
             other = interpreter("vllm"), "peer_vllm.py", "turns", exported()
         else:
             # Long prompts of the large one would take as long as all else.
             figures = (*DECODING, *(PROMPTS[:1] if model == LARGE else PROMPTS))
-            other = interpreter("llamacpp"), "peer_llamacpp.py", "turns", path
+            other = interpreter("llamacpp"), "peer_llamacpp.py", "turns", its_path
         self.turns: dict[str, list[Turn]] = {}
         with Engine(sys.executable, "own_kernels.py", path, precision) as own, Engine(*other) as its:
             self.model = own.measure("model")
@@ -121,7 +130,7 @@ class Pair:
 
 
 def starts() -> dict[str, float]:
-    path, precision = files()["Q4_0"]
+    path, precision, _ = files()["Q4_0"]
     llama, vllm = interpreter("llamacpp"), interpreter("vllm")
     return {
         OWN: warm_start(sys.executable, "own_start.py", "start", path, precision),
@@ -142,7 +151,7 @@ def warm_start(python: Path | str, script: str, mode: str, path: Path, *more: st
 @click.option("--write", is_flag=True)
 def main(turns: int, write: bool) -> None:
     pairs = {(LLAMA, model): Pair(LLAMA, model, turns) for model in files()}
-    pairs[VLLM, "Q4_0"] = Pair(VLLM, "Q4_0", turns)
+    pairs[VLLM, INT8] = Pair(VLLM, INT8, turns)
     start = starts()
     print(json.dumps(start), file=sys.stderr)
 
@@ -168,12 +177,13 @@ def main(turns: int, write: bool) -> None:
         multiplied = pair.own("prefill512") * pair.model["operations"] / 1e12
         row = [f"{size / 1e6:.0f}", *(f"{rate:.1f}" for rate in rates), f"{share:.0%}", f"{multiplied:.2f}"]
         shares.append([model, *row])
-    alone = {kind: four_bits.own("prefill512", kind) / 1e12 for kind in ("int4", "int8", "bf16")}
+    alone = {kind: four_bits.own("prefill512", kind) / 1e12 for kind in ("int4", "int8", "rows", "bf16")}
     here = describe_machine()
     lines = [
         f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']}; `make bench-kernels`,",
         f"medians of {turns} turns of seconds, of prompts of 4,096 at most {LONG_TURNS}. SmolLM2-135M where",
-        "nothing else is said. Paragone reads a prompt of 4,096 in one step (`max_num_batched_tokens`;",
+        "nothing else is said; int8 is Paragone's own, made of the weights in bfloat16, and stands beside",
+        "llama.cpp's Q8_0. Paragone reads a prompt of 4,096 in one step (`max_num_batched_tokens`;",
         "512 by itself, so that others need not wait).",
         "",
         *table(
@@ -181,11 +191,11 @@ def main(turns: int, write: bool) -> None:
             [row for model in files() for row in pairs[LLAMA, model].rows((*DECODING, *PROMPTS), model)],
         ),
         "",
-        "Equal requests, prompts included (Paragone on Q4_0, vLLM in bfloat16), and prompts:",
+        "Equal requests, prompts included (Paragone in int8, vLLM in bfloat16), and prompts:",
         "",
         *table(
             ["tokens/s", "16 at once", "64", "prompt of 512", "of 4,096"],
-            pairs[VLLM, "Q4_0"].rows((*EQUAL, *PROMPTS), ""),
+            pairs[VLLM, INT8].rows((*EQUAL, *PROMPTS), ""),
         ),
         "",
         "As ratios: what is aimed at, what it is, and what a program would have that reads the weights at",
@@ -203,8 +213,8 @@ def main(turns: int, write: bool) -> None:
         ),
         "",
         f"On registers alone the machine makes {alone['int4']:.2f} TOP/s with codes of 4 bits, brought to",
-        f"scale after every 32, {alone['int8']:.2f} with those of 8, and {alone['bf16']:.2f} TFLOP/s",
-        "with bfloat16.",
+        f"scale after every 32, {alone['int8']:.2f} with those of 8, {alone['rows']:.2f} where a row has one",
+        f"scale, and {alone['bf16']:.2f} TFLOP/s with bfloat16.",
         "",
         "From exec to the first token, all files in the cache:",
         f"{start[OWN]:.2f} s, of which the import of PyTorch takes {start['PyTorch']:.2f} s by itself",

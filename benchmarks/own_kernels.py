@@ -75,7 +75,8 @@ def main(path: str, precision: str) -> None:
         )
         return {
             "rate": rate, "most": bounds(model, rates)[f"{kind}{number}"], "read": rates.read,
-            "share": rate * size / rates.read, "int4": rates.int4, "int8": rates.int8, "bf16": rates.floats,
+            "share": rate * size / rates.read, "int4": rates.int4, "int8": rates.int8, "rows": rates.rows,
+            "bf16": rates.floats,
         }  # fmt: skip
 
     answer(measure)

@@ -131,7 +131,7 @@ def in_turns(turns: int, seconds: float) -> dict[int, list[Measured]]:
     """By the number of clients: what each server and the engine alone gave, turn by turn. The engine is
     measured just before and just after our server, for half the time each: a shared machine is not the same a
     minute later."""
-    path, precision = files()["Q4_0"]
+    path, precision, _ = files()["Q4_0"]
     found: dict[int, list[Measured]] = {clients: [] for clients in CLIENTS}
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(Engine(sys.executable, "own_loop.py", path, precision, seconds, TOKENS))

@@ -16,7 +16,6 @@ from paragone.model.forward import Reader
 from paragone.model.kept import as_kept, as_packed
 from paragone.model.load import load_decoder
 from paragone.ops.packed import PackedMatrix, Packing
-from paragone.quant.rtn import INT8
 from tests.checkpoint.test_gptq import write
 from tests.parity.test_families import ids_of
 from tests.tiny import CASES
@@ -35,7 +34,7 @@ def nothing_is_made(monkeypatch):
         def fail(*_):
             raise AssertionError("a matrix was packed")
 
-        for made in ("made_packed", "made_compressed"):
+        for made in ("fill", "repacked"):
             monkeypatch.setattr(reading.Parameters, made, fail)
 
     return forbid
@@ -88,7 +87,7 @@ def test_the_order_of_inputs_is_kept(tmp_path, nothing_is_made):
     "wrong", [[0] * 64, list(range(1, 65)), list(range(63))], ids=["one", "behind", "fewer"]
 )
 def test_an_order_that_leads_elsewhere_is_not_taken(wrong):
-    matrix = PackedMatrix(16, 64, INT8, order=torch.randperm(64).int())
+    matrix = PackedMatrix(16, 64, Packing(8), order=torch.randperm(64).int())
     kept = as_kept(matrix)
     assert as_packed(kept, 16, 64) is not None
     assert as_packed(replace(kept, order=np.array(wrong, dtype=np.int32)), 16, 64) is None

@@ -22,7 +22,7 @@ from tests.tiny import CASES
 
 # Of the logits' standard deviation: what bfloat16 caches and inputs in few bits cost. Mixtures may send a token
 # elsewhere, where two experts are as good as each other.
-ERROR = {"bf16": 0.04, "int8": 0.07, "int4": 0.07}
+ERROR = {"bf16": 0.04, "int8": 0.08, "int4": 0.08}
 
 
 def widened(decoder, folder):

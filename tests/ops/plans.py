@@ -5,6 +5,7 @@ import torch
 
 from paragone import kernels
 from paragone.ops.compressed import CompressedMatrix
+from paragone.ops.hadamard import HadamardMatrix, turned
 from paragone.ops.packed import LAYOUTS, PackedMatrix, Packing
 from paragone.ops.paged import row_shape
 
@@ -26,6 +27,8 @@ def seen(part):
     """A part of a weight for the kernels. It must stay alive."""
     if isinstance(part, CompressedMatrix):
         return native.in_bfloat16(*part.addresses, part.rows, part.width)
+    if isinstance(part, HadamardMatrix):
+        return native.in_hadamard(part.panels.data_ptr(), part.rows, part.width)
     return native.packed(part.packing.native, part.panels.data_ptr(), part.rows, part.width)
 
 
@@ -47,6 +50,19 @@ def inputs(T, D):
     return codes * scale
 
 
+def turned_inputs(T, D):
+    """(T, D) that eight bits hold once they are turned: whole numbers, the largest 127 of them in every token; of
+    a last run that is not whole, one input."""
+    whole, rest = D // 64 * 64, D % 64
+    codes = torch.randint(-127, 128, (T, whole)).float()
+    codes[:, ::577] = 127.0
+    x = torch.zeros(T, D)
+    x[:, :whole] = turned(codes)
+    if rest:
+        x[torch.arange(T), whole + torch.randint(rest, (T,))] = 64 * (127.0 if whole == 0 else 5.0)
+    return x * 2.0 ** torch.randint(-4, 3, (T, 1))
+
+
 LEVELS = (-128, -101, -83, -65, -49, -35, -22, -10, 0, 1, 13, 25, 38, 69, 113, 127)
 FORMATS = [Packing(*layout, levels=LEVELS if has_levels else None) for *layout, has_levels in LAYOUTS]
 SHAPES = [(1, 1), (3, 32), (17, 64), (33, 576), (100, 1536), (5, 33), (16, 7), (40, 65), (300, 200)]
@@ -60,6 +76,12 @@ def random_packed(rows, width, packing):
     matrix = PackedMatrix(rows, width, packing)
     matrix.put(0, codes, scale, minimum)
     return matrix, codes, scale, minimum
+
+
+def random_hadamard(rows, width):
+    matrix = HadamardMatrix(rows, width)
+    matrix.put(0, torch.randn(rows, width) * torch.logspace(-1, 1, rows)[:, None])
+    return matrix
 
 
 def random_compressed(rows, width):

@@ -10,7 +10,10 @@ import pytest
 from paragone import kernels
 
 LEVELS = "base", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_in_software", "amx"
-FILES = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("products", "attention", "rowwise")]
+FILES = [
+    str(Path(__file__).with_name(f"test_{name}.py"))
+    for name in ("products", "hadamard", "attention", "rowwise")
+]
 
 
 def test_the_kernels_are_built_here():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from paragone.checkpoint.gguf_types import TYPES
 from paragone.ops.compressed import CompressedMatrix
 from paragone.ops.packed import PackedMatrix, Packing
-from paragone.quant.rtn import INT4, INT8, put_rounded, quantize_int4, quantize_int8
+from paragone.quant.rtn import INT4, put_rounded, quantize_int4
 from tests.ops.plans import (
     FORMATS,
     PAIRS,
@@ -23,6 +23,7 @@ from tests.ops.plans import (
     linear,
     native,
     random_compressed,
+    random_hadamard,
     random_packed,
     run,
 )
@@ -89,30 +90,24 @@ def test_rows_of_a_matrix_in_another_order():
     torch.testing.assert_close(matrix.rows_of([3, 17]), matrix.dequantize()[[3, 17]], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(
-    "quantize", [(quantize_int8, INT8, 0.006), (quantize_int4, INT4, 0.08)], ids=("int8", "int4")
-)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rounding_to_nearest(quantize, shape):
-    function, packing, most = quantize
+def test_rounding_to_nearest(shape):
     weight = torch.randn(shape) * torch.logspace(-4, 2, shape[0])[:, None]
-    matrix = PackedMatrix(*shape, packing)
-    matrix.put(0, *function(weight))
+    matrix = PackedMatrix(*shape, INT4)
+    matrix.put(0, *quantize_int4(weight))
     off = (matrix.dequantize() - weight).abs().amax(1) / weight.abs().amax(1)
-    assert off.max() <= most
+    assert off.max() <= 0.08
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", [0, 1e-30, 1e-6, 1, 1e3, 1e30])
-@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4])
-def test_the_kernels_round_as_the_reference_does(quantize, size, dtype):
-    packing = INT8 if quantize is quantize_int8 else INT4
+def test_the_kernels_round_as_the_reference_does(size, dtype):
     for shape in [*SHAPES, (1, 1), (3, 31), (17, 33)]:
         weight = (torch.randn(shape) * torch.logspace(-4, 1, shape[0])[:, None] * size).to(dtype)
         if not weight.isfinite().all():
             continue  # more than float16 holds
-        want, got = PackedMatrix(*shape, packing), PackedMatrix(*shape, packing)
-        want.put(0, *quantize(weight))
+        want, got = PackedMatrix(*shape, INT4), PackedMatrix(*shape, INT4)
+        want.put(0, *quantize_int4(weight))
         put_rounded(got, 0, weight)
         assert torch.equal(got.dequantize(), want.dequantize())
 
@@ -160,14 +155,24 @@ def test_parts_of_several_kinds():
     whole = torch.cat([part.dequantize().float() for part in parts])
     want = x.double() @ whole.double().T
     assert (run(x, linear(parts), 77) - want).abs().max() <= 1e-4 * want.abs().max()
+    parts.insert(1, random_hadamard(33, 64))
+    got = run(x, linear(parts), 110)
+    assert torch.equal(got[:, 17:50], run(x, linear(parts[1:2]), 33))
+    assert torch.equal(got[:, 50:], run(x, linear(parts[2:]), 60))
 
 
-@pytest.mark.parametrize("kind", ["bf16", *FORMATS], ids=str)
+def of_kind(kind, rows, width):
+    if kind == "bf16":
+        return random_compressed(rows, width)
+    return random_hadamard(rows, width) if kind == "row" else random_packed(rows, width, kind)[0]
+
+
+@pytest.mark.parametrize("kind", ["bf16", "row", *FORMATS], ids=str)
 @pytest.mark.parametrize("shape", [(5, 32), (100, 96), (33, 576), (20, 4200)], ids=str)
 def test_products_do_not_depend_on_neighbours(kind, shape):
     """What the deterministic mode stands on: a row's result is the same to the bit among any others. Without it, too,
     but for matrix units."""
-    part = random_compressed(*shape) if kind == "bf16" else random_packed(*shape, kind)[0]
+    part = of_kind(kind, *shape)
     x = torch.randn(70, shape[1])
     for deterministic in (True, False):
         if kind == "bf16" and not deterministic and "amx" in native.level:
@@ -182,7 +187,8 @@ def test_products_do_not_depend_on_neighbours(kind, shape):
 def test_what_is_not_a_number_stays_so(strange):
     x = torch.randn(1, 64)
     x[0, 40] = strange
-    for part in (random_compressed(8, 64), *(random_packed(8, 64, packing)[0] for packing in FORMATS)):
+    for kind in ("bf16", "row", *FORMATS):
+        part = of_kind(kind, 8, 64)
         assert not run(x, linear([part]), 8).isfinite().any()
 
 

@@ -23,7 +23,7 @@ from paragone.checkpoint.safetensors import read_safetensors
 from paragone.errors import ParagoneError
 from paragone.paths import home
 
-LAYOUT = 3  # counts up where panels change
+LAYOUT = 4  # counts up where panels change
 ALIGNMENT = 64
 # Of what some matrices have beside panels.
 SUFFIXES = {"order": ".order", "lists": ".lists", "outliers": ".outliers"}
@@ -31,7 +31,8 @@ SUFFIXES = {"order": ".order", "lists": ".lists", "outliers": ".outliers"}
 
 @dataclass(frozen=True)
 class Meaning:
-    """Of one matrix's panels; as ops/packed.py has it. Twelve bits: as ops/compressed.py."""
+    """Of one matrix's panels; as ops/packed.py has it. Twelve bits: as ops/compressed.py. Where `whole_rows`
+    have one scale: as ops/hadamard.py."""
 
     rows: int
     width: int
@@ -40,6 +41,7 @@ class Meaning:
     fine: bool
     unit: float
     levels: tuple[int, ...] | None = None
+    whole_rows: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "compressed.h"
 #include "flash.h"
+#include "hadamard_linear.h"
 #include "packed_linear.h"
 #include "peak.h"
 #include "round.h"
@@ -16,8 +17,10 @@ const Kernels PARAGONE_TABLE = {
     PARAGONE_TEXT(PARAGONE_LEVEL),
     PAIRS,
     quantize_inputs,
+    hadamard_inputs,
     to_words,
     packed_linear,
+    hadamard_linear,
     compressed_linear,
     compressed_room,
     rms_norm,
@@ -29,6 +32,7 @@ const Kernels PARAGONE_TABLE = {
     attend_room,
     narrow_all,
     round_row,
+    hadamard_row,
     quantize_slot,
     multiply,
     read_lines,

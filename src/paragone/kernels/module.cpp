@@ -10,6 +10,7 @@
 
 #include "compress.h"
 #include "gguf.h"
+#include "hadamard.h"
 #include "ops.h"
 #include "pack.h"
 #include "probe.h"
@@ -35,11 +36,15 @@ Layout layout(int bits, bool has_minimum, bool fine, float unit, const std::vect
 }
 
 Matrix packed(const Layout& layout, uintptr_t panels, long rows, long D, uintptr_t order) {
-    return {true, {layout, at<uint8_t>(panels), rows, D}, {}, rows, at<int32_t>(order)};
+    return {Matrix::PACKED, rows, {layout, at<uint8_t>(panels), rows, D}, {}, {}, at<int32_t>(order)};
+}
+
+Matrix in_hadamard(uintptr_t panels, long rows, long D) {
+    return {Matrix::HADAMARD, rows, {}, {at<uint8_t>(panels), rows, D}, {}};
 }
 
 Matrix in_bfloat16(uintptr_t panels, uintptr_t lists, uintptr_t outliers, long rows, long D) {
-    return {false, {}, {at<uint8_t>(panels), at<int64_t>(lists), at<Outlier>(outliers), rows, D}, rows};
+    return {Matrix::COMPRESSED, rows, {}, {}, {at<uint8_t>(panels), at<int64_t>(lists), at<Outlier>(outliers), rows, D}};
 }
 
 Prologue norm(const std::string& kind, uintptr_t weight, uintptr_t bias, float eps, long D) {
@@ -149,18 +154,17 @@ void expand(uintptr_t panels, uintptr_t lists, uintptr_t outliers, long D, uintp
     });
 }
 
-// Rows order[0], order[1], ... of a matrix of float32 or bfloat16, quantised, become rows `first` and on.
-void round_rows(const Layout& layout, uintptr_t panels, long D, long first, long count, uintptr_t rows, uintptr_t order,
-                bool bfloat16, int threads) {
-    Packing packing{layout, at<uint8_t>(panels), D};
+// Sixteen rows at a time of rows order[0], order[1], ... of a matrix of float32 or bfloat16, which need not be aligned,
+// each in float32, as row first, first + 1, ... of another: what `make` gives each thread is called with both.
+template <class Work>
+void in_float32(long D, long first, long count, uintptr_t rows, uintptr_t order, bool bfloat16, int threads, Work make) {
     Team& team = Team::shared();
     team.run(threads, [&](int) {
-        std::vector<float> row(D), scales(D / 32 + 1), minima(D / 32 + 1);
-        std::vector<uint8_t> codes(D);
+        std::vector<float> row(D);
+        auto work = make();
         for (long task; (task = team.next()) * 16 < count;)
             for (long r = task * 16; r < std::min(count, task * 16 + 16); r++) {
-                long from = at<int64_t>(order)[r];
-                const uint8_t* x = at<uint8_t>(rows) + from * D * (bfloat16 ? 2 : 4);  // it need not be aligned
+                const uint8_t* x = at<uint8_t>(rows) + at<int64_t>(order)[r] * D * (bfloat16 ? 2 : 4);
                 if (!bfloat16) std::memcpy(row.data(), x, D * sizeof(float));
                 for (long d = 0; bfloat16 && d < D; d++) {
                     uint16_t half;
@@ -168,9 +172,32 @@ void round_rows(const Layout& layout, uintptr_t panels, long D, long first, long
                     uint32_t word = (uint32_t)half << 16;
                     std::memcpy(&row[d], &word, sizeof word);
                 }
-                best.round_row(row.data(), D, layout.bits, layout.unit, codes.data(), scales.data(), minima.data());
-                packing.put(first + r, 1, codes.data(), scales.data(), minima.data());
+                work(row.data(), first + r);
             }
+    });
+}
+
+// Such rows in four bits.
+void round_rows(const Layout& layout, uintptr_t panels, long D, long first, long count, uintptr_t rows, uintptr_t order,
+                bool bfloat16, int threads) {
+    Packing packing{layout, at<uint8_t>(panels), D};
+    in_float32(D, first, count, rows, order, bfloat16, threads, [&] {
+        return [&, scales = std::vector<float>(D / 32 + 1), minima = std::vector<float>(D / 32 + 1),
+                codes = std::vector<uint8_t>(D)](const float* from, long row) mutable {
+            best.round_row(from, D, layout.unit, codes.data(), scales.data(), minima.data());
+            packing.put(row, 1, codes.data(), scales.data(), minima.data());
+        };
+    });
+}
+
+// Such rows in eight bits, with a scale for each.
+void hadamard_rows(uintptr_t panels, long D, long first, long count, uintptr_t rows, uintptr_t order, bool bfloat16,
+                   int threads) {
+    in_float32(D, first, count, rows, order, bfloat16, threads, [&] {
+        return [&, codes = std::vector<uint8_t>(hadamard::runs_of(D) * hadamard::RUN)](const float* from, long row) mutable {
+            float scale = best.hadamard_row(from, D, codes.data());
+            hadamard::put_row(at<uint8_t>(panels), row, D, codes.data(), scale);
+        };
     });
 }
 
@@ -226,6 +253,7 @@ NB_MODULE(_native, m) {
     m.def("layout", &layout);
     m.def("pack", &pack, released);
     m.def("round_rows", &round_rows, released);
+    m.def("hadamard_rows", &hadamard_rows, released);
     m.def("unpack", &unpack);
     m.def("compress", &compress);
     m.def("expand", &expand, released);
@@ -239,12 +267,13 @@ NB_MODULE(_native, m) {
             if (processor < 0 || processor >= 1024) throw nb::value_error("no such processor");
         Team::shared().pin(processors);
     }, released);
-    m.def("multiply_rate", &multiply_rate, released);
+    m.def("multiply_rate", &multiply_rate, "bits"_a, "threads"_a, "whole_rows"_a = false, released);
     m.def("read_rate", [](uintptr_t from, long bytes, int threads) {
         return read_rate(at<uint8_t>(from), bytes, threads);
     }, released);
     nb::class_<Matrix>(m, "Matrix");
     m.def("packed", &packed, "layout"_a, "panels"_a, "rows"_a, "D"_a, "order"_a = 0);
+    m.def("in_hadamard", &in_hadamard);
     m.def("in_bfloat16", &in_bfloat16);
     nb::class_<Prologue>(m, "Prologue").def(nb::init<>());
     m.def("norm", &norm);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "compress.h"
+#include "hadamard.h"
 
 namespace {
 
@@ -34,7 +35,8 @@ std::string Prologue::describe() const {
 }
 
 long Matrix::bytes(long D) const {
-    if (!is_packed) return blocks() * compressed::panel_bytes(D);
+    if (kind == COMPRESSED) return blocks() * compressed::panel_bytes(D);
+    if (kind == HADAMARD) return blocks() * hadamard::panel_bytes(D);
     long halves = (packed.fine ? 4 : 2) * (packed.has_minimum ? 2 : 1);
     return blocks() * ((D + 63) / 64) * (64 * 16 * packed.bits / 8 + halves * 32);
 }
@@ -42,8 +44,13 @@ long Matrix::bytes(long D) const {
 // Whole blocks of 16 rows, so that no two threads write to one line of the cache.
 void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out,
                       Own& own) const {
-    if (is_packed) best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
-    else best.compressed_linear(compressed, first, last, inputs.words(), M, alike, out, own.panels.data());
+    switch (kind) {
+        case PACKED:
+            return best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
+        case HADAMARD: return best.hadamard_linear(hadamard, first, last, inputs.hadamard(), M, out);
+        case COMPRESSED:
+            return best.compressed_linear(compressed, first, last, inputs.words(), M, alike, out, own.panels.data());
+    }
 }
 
 Linear::Linear(int source, long source_width, int target, long D, std::vector<Matrix> parts, std::vector<float> bias,
@@ -54,30 +61,34 @@ Linear::Linear(int source, long source_width, int target, long D, std::vector<Ma
         N_ += part.rows;
         blocks_ += part.blocks();
         bytes_ += part.bytes(D_);
-        words_ |= !part.is_packed;
-        if (!part.is_packed) continue;
+        words_ |= part.kind == Matrix::COMPRESSED;
+        hadamard_ |= part.kind == Matrix::HADAMARD;
+        if (part.kind != Matrix::PACKED) continue;
         part.version = (int)(std::find(orders_.begin(), orders_.end(), part.order) - orders_.begin());
         if (part.version == (int)orders_.size()) orders_.push_back(part.order);
     }
 }
 
 long Linear::enough() const {
+    auto bits_of = [](const Matrix& part) {
+        return part.kind == Matrix::PACKED ? (long)part.packed.bits : part.kind == Matrix::HADAMARD ? 8L : 12L;
+    };
     long bits = 0;
-    for (const Matrix& part : parts_) bits = std::max(bits, part.is_packed ? (long)part.packed.bits : 12L);
+    for (const Matrix& part : parts_) bits = std::max(bits, bits_of(part));
     return bits < 8 ? 2 : bits;  // measured: more bits are more to read and no more to multiply
 }
 
 // Of bytes, a register multiplies twice as many as of bfloat16 numbers, or more.
 Cost Linear::cost() const {
     long row = 0;
-    for (const Matrix& part : parts_) row += part.rows * D_ / (part.is_packed ? 2 : 1);
+    for (const Matrix& part : parts_) row += part.rows * D_ / (part.kind == Matrix::COMPRESSED ? 1 : 2);
     return {row};
 }
 
 void Linear::prepare(Run& run) const {
-    run.inputs.reserve(run.step.T, D_, orders_.size(), words_);
+    run.inputs.reserve(run.step.T, D_, orders_.size(), words_, hadamard_);
     for (Own& own : run.own) {
-        own.inputs.reserve(ALONE, D_, orders_.size(), words_);
+        own.inputs.reserve(ALONE, D_, orders_.size(), words_, hadamard_);
         grow(own.row, 2 * D_);
         if (words_) grow(own.panels, best.compressed_room(D_));
     }
@@ -95,6 +106,7 @@ void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& o
         }
         best.quantize_inputs(ordered, D_, inputs.quantised() + (version * M + m) * ((D_ + 63) / 64));
     }
+    if (hadamard_) best.hadamard_inputs(input, D_, inputs.hadamard() + m * hadamard::token_bytes(D_));
     if (!words_) return;
     long words = best.pairs ? (D_ + 1) / 2 : D_, padded = compressed::blocks_of(D_) * (best.pairs ? 4 : 8);
     Word* to = inputs.words() + m * padded;
@@ -202,7 +214,8 @@ void Logits::run(Run& run, int) const {
 std::string Linear::describe() const {
     std::string out = "linear " + std::to_string(N_) + " x " + std::to_string(D_) + ":";
     for (const Matrix& part : parts_) {
-        if (part.is_packed)
+        if (part.kind == Matrix::HADAMARD) out += " int8/row";
+        else if (part.kind == Matrix::PACKED)
             out += (part.packed.has_levels ? " levels" : " int") + std::to_string(part.packed.bits) +
                    (part.packed.has_minimum ? "+min" : "") + (part.packed.fine ? "/16" : "/32") +
                    (part.order ? " in another order" : "");

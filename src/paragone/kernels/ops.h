@@ -17,10 +17,11 @@ struct Prologue {
 
 // A part of a weight's rows: quantised, or in bfloat16.
 struct Matrix {
-    bool is_packed;
-    Packed packed;
-    Compressed compressed;
+    enum Kind { PACKED, HADAMARD, COMPRESSED } kind;
     long rows;
+    Packed packed;
+    Hadamard hadamard;
+    Compressed compressed;
     const int32_t* order = nullptr;  // of a packed one's inputs: its input i is input order[i]
     int version = 0;                 // of the inputs that it takes: each order makes one
 
@@ -71,7 +72,7 @@ class Linear : public Op {
     std::vector<const int32_t*> orders_;
     std::vector<float> bias_;
     Prologue prologue_;
-    bool add_, words_ = false;
+    bool add_, words_ = false, hadamard_ = false;
 };
 
 // x = norm(x); or, from another buffer, x += norm(buffer).

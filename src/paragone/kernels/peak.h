@@ -7,15 +7,16 @@ namespace PARAGONE_LEVEL {
 
 // Of dependent products, side by side: those of codes fit into the registers with their sums.
 constexpr int CHAINS = W == 16 ? 12 : 6, FLOAT_CHAINS = 12;
-constexpr int SCALED = 8;  // words of four bytes whose sum has a scale of its own, as in the formats of files
+// Words of four bytes whose sum has a scale of its own: in the formats of files, and where a row has one scale.
+constexpr int SCALED = 8, WHOLE_ROW = 256;
 
-// Sums of SCALED words of codes of so many bits, in every chain.
-template <int BITS> PARAGONE_INLINE void sums_of(VI (&whole)[CHAINS], VI& x) {
+// Sums of WORDS words of codes of so many bits, in every chain.
+template <int BITS, int WORDS> PARAGONE_INLINE void sums_of(VI (&whole)[CHAINS], VI& x) {
 #if PARAGONE_LANES > 4
     if constexpr (!QUADS) {
         VT halves[CHAINS];
 #pragma GCC unroll 8
-        for (int word = 0; word < SCALED; word++)
+        for (int word = 0; word < WORDS; word++)
 #pragma GCC unroll 12
             for (int c = 0; c < CHAINS; c++) {
                 x = in_turn(x);
@@ -33,20 +34,20 @@ template <int BITS> PARAGONE_INLINE void sums_of(VI (&whole)[CHAINS], VI& x) {
     }
 #endif
 #pragma GCC unroll 8
-    for (int word = 0; word < SCALED; word++)
+    for (int word = 0; word < WORDS; word++)
 #pragma GCC unroll 12
         for (int c = 0; c < CHAINS; c++) whole[c] = dot_quads(whole[c], x, x);
 }
 
 // Returns how many operations it were, a product and a sum being two. Codes of 4 or 8 bits are multiplied as bytes, and
 // brought to scale: every product with them needs that.
-template <int BITS> static long multiply_codes(long rounds) {
+template <int BITS, int WORDS> static long multiply_codes(long rounds) {
     volatile int32_t unknown = 0x01010101;  // or the compiler would know what comes out
     VI whole[CHAINS], x = unknown - VI{};
     VF sums[CHAINS] = {}, scale = (VF)x;
     for (int c = 0; c < CHAINS; c++) whole[c] = unknown - VI{};
-    for (long r = 0; r < rounds; r += SCALED) {
-        sums_of<BITS>(whole, x);
+    for (long r = 0; r < rounds; r += WORDS) {
+        sums_of<BITS, WORDS>(whole, x);
 #pragma GCC unroll 12
         for (int c = 0; c < CHAINS; c++) sums[c] = multiply_add(__builtin_convertvector(whole[c], VF), scale, sums[c]);
     }
@@ -76,10 +77,11 @@ static long multiply_numbers(long rounds) {
     return rounds * FLOAT_CHAINS * 2 * NUMBERS * W;
 }
 
-static long multiply(int bits, long rounds) {
-    return bits == 4   ? multiply_codes<4>(rounds)
-           : bits == 8 ? multiply_codes<8>(rounds)
-                       : multiply_numbers(rounds);
+static long multiply(int bits, bool whole_rows, long rounds) {
+    return bits == 4    ? multiply_codes<4, SCALED>(rounds)
+           : bits == 16 ? multiply_numbers(rounds)
+           : whole_rows ? multiply_codes<8, WHOLE_ROW>(rounds)
+                        : multiply_codes<8, SCALED>(rounds);
 }
 
 // Reads whole lines; what it returns keeps the reading from being left out.

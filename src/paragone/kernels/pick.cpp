@@ -14,6 +14,7 @@
 #endif
 
 #include "compress.h"
+#include "hadamard.h"
 
 namespace {
 
@@ -30,7 +31,7 @@ bool same_products(const Kernels& level, const Kernels& other) {
     std::vector<Outlier> outliers;
     std::vector<int64_t> lists;
     std::vector<Word> room(std::max(level.compressed_room(D), other.compressed_room(D)));
-    alignas(64) static float x[M * D], y[2][M * ROWS], z[2][M * 16];
+    alignas(64) static float x[M * D], y[2][M * ROWS], z[2][2][M * 16];
     for (float& number : x) number = next();
     for (long block = 0; block < D / 64; block++)
         for (long i = 0; i < BYTES; i++)
@@ -52,9 +53,16 @@ bool same_products(const Kernels& level, const Kernels& other) {
         lists.push_back((int64_t)outliers.size());
         compressed::compress_panel(each, 16, D, panels + first / 16 * compressed::panel_bytes(D), outliers);
     }
+    alignas(64) static uint8_t by_row[hadamard::panel_bytes(D)], tokens[M * hadamard::token_bytes(D)];
+    for (long r = 0; r < 16; r++) {
+        uint8_t codes[D];
+        hadamard::put_row(by_row, r, D, codes, other.hadamard_row(x + r * D, D, codes));
+    }
+    for (long m = 0; m < M; m++) other.hadamard_inputs(x + m * D, D, tokens + m * hadamard::token_bytes(D));
     const Kernels* both[] = {&level, &other};
     for (int i = 0; i < 2; i++) {
-        both[i]->packed_linear({{4, false, false, 1.0f}, panel, 16, D}, 0, 1, quantised, M, {z[i], 16, nullptr, false});
+        both[i]->packed_linear({{4, false, false, 1.0f}, panel, 16, D}, 0, 1, quantised, M, {z[i][0], 16, nullptr, false});
+        both[i]->hadamard_linear({by_row, 16, D}, 0, 1, tokens, M, {z[i][1], 16, nullptr, false});
         both[i]->compressed_linear({panels, lists.data(), outliers.data(), ROWS, D}, 0, ROWS / 16, words, M, false,
                                    {y[i], ROWS, nullptr, false}, room.data());
     }

@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "compress.h"
+#include "hadamard.h"
 
 constexpr int32_t FEW = 8;       // tokens of a sequence that attend one by one
 constexpr long PIECE = 128;      // rows, about
@@ -12,7 +13,8 @@ constexpr double UNEVEN = 1.25;  // what a piece costs at most, beside the mean
 constexpr long LONG = 16;        // rows whose logits take longer than waiting for a thread that another one holds up
 constexpr long SPARED = 16;      // rows whose last layer takes longer than setting the others apart
 
-void Inputs::reserve(long rows, long D, long versions, bool words) {
+void Inputs::reserve(long rows, long D, long versions, bool words, bool hadamard) {
+    if (hadamard) grow(hadamard_, rows * hadamard::token_bytes(D));
     if (versions) grow(quantised_, versions * rows * ((D + 63) / 64));
     if (words) grow(words_, rows * compressed::blocks_of(D) * compressed::INPUTS);
 }

@@ -82,12 +82,14 @@ template <class T> void grow(Buffer<T>& room, size_t size) {
 // Room for a run of rows as products take them.
 class Inputs {
   public:
-    void reserve(long rows, long D, long versions, bool words);  // versions of packed weights' inputs
+    void reserve(long rows, long D, long versions, bool words, bool hadamard);  // versions of packed weights' inputs
     Quantised* quantised() { return quantised_.data(); }
+    uint8_t* hadamard() { return hadamard_.data(); }
     Word* words() { return words_.data(); }
 
   private:
     Buffer<Quantised> quantised_;
+    Buffer<uint8_t> hadamard_;
     Buffer<Word> words_;
 };
 

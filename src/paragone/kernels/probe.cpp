@@ -32,9 +32,9 @@ double read_rate(const uint8_t* from, long bytes, int threads) {
     return bytes / seconds;
 }
 
-double multiply_rate(int bits, int threads) {
+double multiply_rate(int bits, int threads, bool whole_rows) {
     constexpr long ROUNDS = 1 << 20;
     std::vector<long> done(threads);
-    double seconds = seconds_of(threads, [&](int member) { done[member] = best.multiply(bits, ROUNDS); });
+    double seconds = seconds_of(threads, [&](int member) { done[member] = best.multiply(bits, whole_rows, ROUNDS); });
     return std::accumulate(done.begin(), done.end(), 0.0) / seconds;
 }

@@ -1,4 +1,4 @@
-// Round-to-nearest quantisation of a row, 32 numbers a scale; quant/rtn.py defines it.
+// Round-to-nearest quantisation of a row to four bits, 32 numbers a scale; quant/rtn.py defines it.
 #pragma once
 
 #include <algorithm>
@@ -13,11 +13,10 @@ constexpr long GROUP = 32;
 // x as it comes back from float16 in units of `unit`.
 PARAGONE_INLINE float stored(float x, float unit) { return from_half(to_half(x / unit)) * unit; }
 
-
-// In eight bits codes are symmetric about 128, in four bits they count from the minimum.
-static void round_row(const float* x, long D, int bits, float unit, uint8_t* codes, float* scales, float* minima) {
+// Codes count from the minimum.
+static void round_row(const float* x, long D, float unit, uint8_t* codes, float* scales, float* minima) {
     const float smallest = 0x1p-24f * unit;  // above zero in float16
-    for (long d = 0; d < D; d += GROUP, scales++, codes += GROUP) {
+    for (long d = 0; d < D; d += GROUP, codes += GROUP) {
         float own[GROUP];
         long there = std::min(GROUP, D - d);
         std::copy_n(x + d, there, own);
@@ -27,18 +26,12 @@ static void round_row(const float* x, long D, int bits, float unit, uint8_t* cod
             low = smaller(low, load(own + i));
             high = larger(high, load(own + i));
         }
-        float least = -largest_of(-low), most = largest_of(high), from = 0;
-        if (bits == 8) most = std::max(most, -least) / 127;
-        else {
-            from = *minima++ = stored(least, unit);
-            most = (most - from) / 15;
-        }
-        float scale = *scales = std::max(stored(most, unit), smallest);
-        VF bottom = splat(bits == 8 ? -127.0f : 0.0f), top = splat(bits == 8 ? 127.0f : 15.0f);
+        float from = *minima++ = stored(-largest_of(-low), unit);
+        float scale = *scales++ = std::max(stored((largest_of(high) - from) / 15, unit), smallest);
         uint8_t rounded[GROUP];
         for (long i = 0; i < GROUP; i += W) {
-            VF code = smaller(larger((load(own + i) - from) / splat(scale), bottom), top) + WHOLE;
-            store_bytes((int8_t*)rounded + i, (VI)code - WHOLE_BITS + (bits == 8 ? 128 : 0));
+            VF code = smaller(larger((load(own + i) - from) / splat(scale), VF{}), splat(15.0f)) + WHOLE;
+            store_bytes((int8_t*)rounded + i, (VI)code - WHOLE_BITS);
         }
         std::copy_n(rounded, there, codes);
     }

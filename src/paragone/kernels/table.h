@@ -47,6 +47,12 @@ struct Compressed {
     long rows, D;
 };
 
+// A weight in eight bits with one scale for each row; hadamard.h says how it lies.
+struct Hadamard {
+    const uint8_t* panels;
+    long rows, D;
+};
+
 // Sixty-four activations of a token in eight bits, as two of ggml's block_q8_1: x = scale * code, a scale for every 32;
 // of the first 16 of them and of all, the sum of the codes times their scale (`totals`, for weights with minima), and
 // times -8 and -128: what sums of products begin with where the weights' codes mean zero at 8 or 128. Tokens are runs
@@ -102,9 +108,11 @@ struct Kernels {
     const char* name;
     bool pairs;  // words hold two numbers
     void (*quantize_inputs)(const float* x, long D, Quantised* to);
+    void (*hadamard_inputs)(const float* x, long D, uint8_t* token);  // hadamard.h says how a token lies
     void (*to_words)(const float* x, long D, Word* to);
     // Panels [first, last) by M tokens.
     void (*packed_linear)(const Packed&, long first, long last, const Quantised* x, long M, const Out& to);
+    void (*hadamard_linear)(const Hadamard&, long first, long last, const uint8_t* x, long M, const Out& to);
     // Panels [first, last) by M tokens of words_of(D to the next 8) words each. `alike`: what comes out for a token is
     // the same to the bit for any M. room: compressed_room(D) words.
     void (*compressed_linear)(const Compressed&, long first, long last, const Word* x, long M, bool alike,
@@ -125,12 +133,15 @@ struct Kernels {
     void (*attend_many)(const Queries&, long group, const Slots&, long E, Scoring, uint8_t* room);
     long (*attend_room)(long rows, long E);
     void (*narrow)(const float* x, long n, uint16_t* to);
-    // A row to codes (D, unsigned), scales and, in four bits, minima: one for every 32 numbers.
-    void (*round_row)(const float* x, long D, int bits, float unit, uint8_t* codes, float* scales, float* minima);
+    // A row to codes (D, of four bits), scales and minima: one for every 32 numbers.
+    void (*round_row)(const float* x, long D, float unit, uint8_t* codes, float* scales, float* minima);
+    // A row to codes, D to the next run; returns its scale.
+    float (*hadamard_row)(const float* x, long D, uint8_t* codes);
     // E numbers to an eight-bit slot.
     void (*quantize_slot)(const float* x, long E, int8_t* row);
-    // Multiplies on registers alone, bytes or what products with bfloat16 are made of; returns how many operations.
-    long (*multiply)(int bits, long rounds);
+    // Multiplies on registers alone, codes of 4 or 8 bits, of 8 with a scale for 32 or for whole rows, or what products
+    // with bfloat16 are made of (16); returns how many operations.
+    long (*multiply)(int bits, bool whole_rows, long rounds);
     int32_t (*read_lines)(const uint8_t* from, long bytes);
     // to = e^((x - top) * factor), and their sum.
     double (*exponentials)(const float* x, long n, float top, float factor, float* to);

@@ -1,14 +1,18 @@
 """Matrices that the kernels multiply, and what keeps them on disk, made of each other."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from paragone.checkpoint.packed_file import Kept, Meaning
 from paragone.ops.compressed import OUTLIER, CompressedMatrix
+from paragone.ops.hadamard import HadamardMatrix
 from paragone.ops.linear import Matrix
 from paragone.ops.packed import PackedMatrix, Packing
 
 BITS = 12  # of a number in a compressed matrix
+ROW = Meaning(0, 0, 8, has_minimum=False, fine=False, unit=1.0, whole_rows=True)  # but for its size
 
 
 def as_packed(kept: Kept, rows: int, width: int) -> PackedMatrix | None:
@@ -25,6 +29,15 @@ def as_packed(kept: Kept, rows: int, width: int) -> PackedMatrix | None:
         return None
     order = None if kept.order is None else torch.from_numpy(kept.order)
     return PackedMatrix(rows, width, packing, torch.from_numpy(kept.panels), order)
+
+
+def as_hadamard(kept: Kept, rows: int, width: int) -> HadamardMatrix | None:
+    """The same for one with a scale for each row."""
+    if kept.meaning != replace(ROW, rows=rows, width=width):
+        return None
+    if kept.panels.shape != HadamardMatrix.shape(rows, width):
+        return None
+    return HadamardMatrix(rows, width, torch.from_numpy(kept.panels))
 
 
 def as_compressed(kept: Kept, rows: int, width: int) -> CompressedMatrix | None:
@@ -46,6 +59,8 @@ def as_kept(matrix: Matrix) -> Kept:
         meaning = Meaning(matrix.rows, matrix.width, BITS, has_minimum=False, fine=False, unit=1.0)
         lists, outliers = (array.view(np.int32) for array in (matrix.lists, matrix.outliers))
         return Kept(meaning, matrix.panels.numpy(), lists=lists, outliers=outliers)
+    if isinstance(matrix, HadamardMatrix):
+        return Kept(replace(ROW, rows=matrix.rows, width=matrix.width), matrix.panels.cpu().numpy())
     p = matrix.packing
     meaning = Meaning(matrix.rows, matrix.width, p.bits, p.has_minimum, p.fine, p.unit, p.levels)
     order = None if matrix.order is None else matrix.order.cpu().numpy()

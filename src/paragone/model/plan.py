@@ -22,6 +22,7 @@ from paragone.model.position import Rope, alibi_bias, alibi_slopes, inverse_freq
 from paragone.model.spec import LayerSpec
 from paragone.ops.choose import kernels_wanted
 from paragone.ops.compressed import CompressedMatrix
+from paragone.ops.hadamard import HadamardMatrix
 from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import threads
 
@@ -201,6 +202,9 @@ class Plan:
             if isinstance(part, PackedMatrix):
                 at, sizes = part.panels.data_ptr(), (part.rows, part.width)
                 parts.append(native.packed(part.packing.native, at, *sizes, self._order(part)))
+                continue
+            if isinstance(part, HadamardMatrix):
+                parts.append(native.in_hadamard(part.panels.data_ptr(), part.rows, part.width))
                 continue
             matrix = CompressedMatrix.of(part) if isinstance(part, Tensor) else part
             self._kept.append(matrix)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-# As stored. int8: a byte, and a scale of two bytes for every 32 numbers; int4: half a byte, a scale and a
-# minimum.
-BYTES_A_NUMBER: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1 + 2 / 32, "int4": 0.5 + 4 / 32}
+# As stored. int8: a byte, and about what scales and padding add; int4: half a byte, and for every 32 numbers
+# a scale and a minimum of two bytes.
+BYTES_A_NUMBER: dict[Precision, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "int4": 0.5 + 4 / 32}
 COMPRESSED = 1.52  # the same for bf16 where there are kernels: twelve bits, and what needs more
 MOST_BITS = {"int8": 8, "int4": 4}  # of what a file has in so many or fewer the integers are kept
 

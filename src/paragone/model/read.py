@@ -6,6 +6,7 @@ once it has been taken over.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,20 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.checkpoint.checkpoint import Checkpoint
-from paragone.checkpoint.packed_file import read_packed, write_packed
+from paragone.checkpoint.packed_file import Kept, read_packed, write_packed
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.errors import MalformedData
 from paragone.model.families import Family
-from paragone.model.kept import as_compressed, as_kept, as_packed
+from paragone.model.kept import as_compressed, as_hadamard, as_kept, as_packed
 from paragone.model.linear import Linear, as_torch
 from paragone.model.parameters import one_of, parameter_names, split_index, stored_name, template
 from paragone.model.precision import MOST_BITS, Precision
 from paragone.model.spec import ModelSpec
 from paragone.ops import pages
 from paragone.ops.compressed import CompressedMatrix, compresses
+from paragone.ops.hadamard import MOST_WIDTH, HadamardMatrix
 from paragone.ops.linear import Matrix
 from paragone.ops.packed import PANEL, PackedMatrix, Packing
-from paragone.quant.rtn import INT4, INT8, put_rounded, round_stored, rounds
+from paragone.quant.rtn import INT4, put_rounded, round_stored, rounds
 
 CHUNK = 1 << 16  # numbers read at a time: their float32 form stays in the processor's cache
 MAPPED_BYTES = 1 << 21  # bytes of a file that may be in memory beside what is made of them
@@ -36,7 +38,7 @@ IN_PLACE = {"F32": torch.float32, "BF16": torch.bfloat16}  # stored types that n
 
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 Chunks = Iterator[tuple[int, Tensor]]  # (first row, rows) of one matrix
-M = TypeVar("M", PackedMatrix, CompressedMatrix)
+M = TypeVar("M", bound=Matrix)
 
 
 def activation_dtype(precision: Precision) -> torch.dtype:
@@ -134,12 +136,59 @@ class Parameters:
     def compressed(self, name: str, size: int, width: int) -> CompressedMatrix:
         """A matrix in bfloat16 as the kernels keep it."""
         tensor = self.take(name, self.stored_shape(name, size, width))
-        kept = self.kept.get(name)
-        matrix = None if kept is None else as_compressed(kept, size, width)
-        return self.keeping(name, tensor, matrix, lambda: self.made_compressed(tensor, name, size, width))
 
-    def keeping(self, name: str, tensor: StoredTensor, matrix: M | None, make: Callable[[], M]) -> M:
+        def made() -> CompressedMatrix:
+            matrix = CompressedMatrix(size, width)
+            self.fill(
+                tensor, name, matrix,
+                lambda at, rows: matrix.put(at, rows.to(torch.bfloat16)),
+                matrix.put_stored if tensor.type.name == "BF16" else None,
+            )  # fmt: skip
+            return matrix
+
+        return self.keeping(name, tensor, lambda kept: as_compressed(kept, size, width), made)
+
+    def packed(self, name: str, size: int, width: int, limit: int) -> PackedMatrix | HadamardMatrix:
+        """A matrix in at most so many bits. What the file has in as many or fewer keeps its integers."""
+        tensor = self.take(name, self.stored_shape(name, size, width))
+        keeps = tensor.type.is_quantized and tensor.type.code_bits <= limit
+        if keeps and template(name) not in self.family.transposed:
+            made = self.keeping(
+                name, tensor, lambda kept: as_packed(kept, size, width),
+                lambda: self.repacked(tensor, name, size, width),
+            )  # fmt: skip
+            return made.to(self.device)
+        return (self.in_int8 if limit == 8 else self.in_int4)(tensor, name, size, width).to(self.device)
+
+    def in_int8(self, tensor: StoredTensor, name: str, size: int, width: int) -> HadamardMatrix:
+        if width > MOST_WIDTH:
+            raise MalformedData(
+                f"{tensor.file.path}: {name} has {width} columns: in int8 there may be {MOST_WIDTH}"
+            )
+
+        def made() -> HadamardMatrix:
+            matrix, kind = HadamardMatrix(size, width), tensor.type.name
+            stored = partial(matrix.put_stored, kind) if rounds(kind) else None
+            self.fill(tensor, name, matrix, matrix.put, stored)
+            return matrix
+
+        return self.keeping(name, tensor, lambda kept: as_hadamard(kept, size, width), made)
+
+    def in_int4(self, tensor: StoredTensor, name: str, size: int, width: int) -> PackedMatrix:
+        def made() -> PackedMatrix:
+            matrix, kind = PackedMatrix(size, width, INT4), tensor.type.name
+            stored = partial(round_stored, matrix, kind) if rounds(kind) else None
+            self.fill(tensor, name, matrix, partial(put_rounded, matrix), stored)
+            return matrix
+
+        return self.keeping(name, tensor, lambda kept: as_packed(kept, size, width), made)
+
+    def keeping(
+        self, name: str, tensor: StoredTensor, read: Callable[[Kept], M | None], make: Callable[[], M]
+    ) -> M:
         """What is on disk, or what is made, which comes there."""
+        kept = self.kept.get(name)
+        matrix = None if kept is None else read(kept)
         if matrix is None:
             matrix, self.made_any = make(), True
         else:
@@ -148,38 +197,22 @@ class Parameters:
             self.to_keep[name] = matrix
         return matrix
 
-    def made_compressed(self, tensor: StoredTensor, name: str, size: int, width: int) -> CompressedMatrix:
-        matrix = CompressedMatrix(size, width)
-        if tensor.type.name != "BF16" or template(name) in self.family.transposed:
-            for at, rows in self.row_chunks(name, size, width):
-                matrix.put(at, rows.to(torch.bfloat16))
-            return matrix
-        for at, ids in self.row_runs(tensor, name, size, MAPPED_BYTES * size // tensor.nbytes):
-            matrix.put_stored(at, tensor.address, ids)
+    def fill(
+        self,
+        tensor: StoredTensor,
+        name: str,
+        matrix: Matrix,
+        put: Callable[[int, Tensor], None],
+        put_stored: Callable[[int, int, NDArray[np.int64]], None] | None,
+    ) -> None:
+        """All rows of a matrix: put as the file has them where it can, else a run of floats at a time."""
+        if put_stored is None or template(name) in self.family.transposed:
+            for at, rows in self.row_chunks(name, matrix.rows, matrix.width):
+                put(at, rows)
+            return
+        for at, ids in self.row_runs(tensor, name, matrix.rows, MAPPED_BYTES * matrix.rows // tensor.nbytes):
+            put_stored(at, tensor.address, ids)
         self.done(tensor)
-        return matrix
-
-    def packed(self, name: str, size: int, width: int, limit: int) -> PackedMatrix:
-        """A matrix in at most so many bits. What the file has in as many or fewer keeps its integers."""
-        tensor = self.take(name, self.stored_shape(name, size, width))
-        kept = self.kept.get(name)
-        matrix = None if kept is None else as_packed(kept, size, width)
-        made = self.keeping(name, tensor, matrix, lambda: self.made_packed(tensor, name, size, width, limit))
-        return made.to(self.device)
-
-    def made_packed(self, tensor: StoredTensor, name: str, size: int, width: int, limit: int) -> PackedMatrix:
-        keeps = tensor.type.is_quantized and tensor.type.code_bits <= limit
-        if keeps and template(name) not in self.family.transposed:
-            return self.repacked(tensor, name, size, width)
-        matrix = PackedMatrix(size, width, INT8 if limit == 8 else INT4)
-        if template(name) in self.family.transposed or not rounds(tensor.type.name):
-            for at, rows in self.row_chunks(name, size, width):
-                put_rounded(matrix, at, rows)
-            return matrix
-        for at, ids in self.row_runs(tensor, name, size, MAPPED_BYTES * size // tensor.nbytes):
-            round_stored(matrix, at, tensor.type.name, tensor.address, ids)
-        self.done(tensor)
-        return matrix
 
     def repacked(self, tensor: StoredTensor, name: str, size: int, width: int) -> PackedMatrix:
         """A matrix with the integers that the file has."""

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from paragone.ops.choose import use_fast
 from paragone.ops.compressed import CompressedMatrix
+from paragone.ops.hadamard import RUN as TURNED
+from paragone.ops.hadamard import HadamardMatrix, turned
 from paragone.ops.packed import PANEL, PackedMatrix
 
-Matrix = PackedMatrix | CompressedMatrix
+Matrix = PackedMatrix | HadamardMatrix | CompressedMatrix
 Part = Tensor | Matrix
 RUN = 1 << 19  # numbers dequantised at a time: they stay in the processor's cache
 
@@ -38,11 +40,13 @@ def matrix_linear_reference(x: Tensor, weight: Matrix, bias_N: Tensor | None = N
 
 def matrix_linear(x: Tensor, weight: Matrix, bias_N: Tensor | None = None) -> Tensor:
     """As the reference, a run of rows at a time, in x's type."""
-    flat = x.reshape(-1, x.shape[-1])
+    flat, rows = x.reshape(-1, x.shape[-1]), weight.dequantize
+    if isinstance(weight, HadamardMatrix):  # turning the inputs is less work than turning the weights
+        flat, rows = (turned(flat) / TURNED).to(x.dtype), weight.turned_rows
     y = x.new_empty(len(flat), weight.rows)
     step = max(PANEL, RUN // weight.width // PANEL * PANEL)
     for at in range(0, weight.rows, step):
         end = min(at + step, weight.rows)
         bias = None if bias_N is None else bias_N[at:end]
-        y[:, at:end] = F.linear(flat, weight.dequantize(at, end).to(x.dtype), bias)
+        y[:, at:end] = F.linear(flat, rows(at, end).to(x.dtype), bias)
     return y.reshape(*x.shape[:-1], -1)

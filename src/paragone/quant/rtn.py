@@ -1,4 +1,4 @@
-"""Round-to-nearest quantisation, row by row, so that a matrix can be quantised while it is read.
+"""Round-to-nearest quantisation to four bits, row by row, so that a matrix can be quantised while it is read.
 
 Scales and minima are rounded first, as they will be kept, and the codes are chosen for the rounded ones, so
 that what the products use is what the error was minimised for.
@@ -14,18 +14,9 @@ from paragone.kernels import native
 from paragone.ops.packed import PackedMatrix, Packing
 from paragone.ops.threads import threads
 
-# Scales of weights are small, minima are as large as weights: in these units both keep what float16 can hold.
-INT8 = Packing(8, unit=2.0**-10)
+# Minima are as large as weights: in this unit they and scales keep what float16 can hold.
 INT4 = Packing(4, has_minimum=True, unit=2.0**-5)
 SMALLEST = 2.0**-24  # above zero in float16
-
-
-def quantize_int8(rows_ND: Tensor) -> tuple[Tensor, Tensor, None]:
-    """Float rows to codes (N, D) and scales (N, G) as `INT8` keeps them, symmetric."""
-    groups = _groups(rows_ND, INT8.group)
-    scale = INT8.rounded(groups.abs().amax(dim=2) / 127).clamp_min(SMALLEST * INT8.unit)
-    codes = (groups / scale[..., None]).round().clamp(-127, 127) + INT8.center
-    return codes.to(torch.uint8).flatten(1)[:, : rows_ND.shape[1]], scale, None
 
 
 def quantize_int4(rows_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,13 +30,13 @@ def quantize_int4(rows_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def put_rounded(matrix: PackedMatrix, first: int, rows_ND: Tensor) -> None:
-    """Rows from `first` on of a matrix in `INT8` or `INT4` become these, quantised."""
+    """Rows from `first` on of a matrix in `INT4` become these, quantised."""
     if not rounds("F32") or matrix.panels.device.type != "cpu":
-        matrix.put(first, *(quantize_int8 if matrix.packing == INT8 else quantize_int4)(rows_ND))
+        matrix.put(first, *quantize_int4(rows_ND))
         return
     rows = (rows_ND if rows_ND.dtype == torch.bfloat16 else rows_ND.float()).contiguous()
     kind = "BF16" if rows.dtype == torch.bfloat16 else "F32"
-    round_stored(matrix, first, kind, rows.data_ptr(), np.arange(len(rows)))
+    round_stored(matrix, kind, first, rows.data_ptr(), np.arange(len(rows)))
 
 
 def rounds(kind: str) -> bool:
@@ -53,7 +44,7 @@ def rounds(kind: str) -> bool:
     return native is not None and kind in ("BF16", "F32")
 
 
-def round_stored(matrix: PackedMatrix, first: int, kind: str, raw: int, order: NDArray[np.int64]) -> None:
+def round_stored(matrix: PackedMatrix, kind: str, first: int, raw: int, order: NDArray[np.int64]) -> None:
     """The rows `order` of such a tensor, which begins at an address, become rows `first` and on, rounded."""
     assert native is not None  # noqa: S101 -- `rounds` has said so
     native.round_rows(
