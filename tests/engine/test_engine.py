@@ -370,3 +370,31 @@ def resolve(path):
             found = getattr(found, part)
         return found
     raise AssertionError(path)
+
+
+def test_logits_are_made_only_where_somebody_needs_them(bf16_decoder, smollm2_tokenizer, monkeypatch):
+    """Who takes the most likely token says the same beside those who look at logits, who get them."""
+    plain = [replace(r, params=replace(r.params, logprobs=None)) for r in requests(bf16_decoder, 4, seed=2)]
+    curious = [
+        replace(plain[0], params=replace(plain[0].params, **changed))
+        for changed in (
+            {"temperature": 1.0, "seed": 1}, {"logprobs": 1}, {"repetition_penalty": 1.3}, {"logit_bias": ((5, 9.0),)},
+            {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}, {"allowed_token_ids": (3, 4)},
+            {"min_tokens": 2, "ignore_eos": False, "stop_token_ids": (7,)},
+        )
+    ]  # fmt: skip
+    config = EngineConfig(deterministic=True, kv_cache_bytes=20_000_000)
+    engine = Engine(bf16_decoder, smollm2_tokenizer, config)
+    made = []
+    logits = engine.runner.run.logits
+    monkeypatch.setattr(engine.runner.run, "logits", lambda *rows: made.append(len(rows[0])) or logits(*rows))
+    alone = run_all(engine, plain)
+    assert not made
+    for request in curious:
+        made.clear()
+        *beside, last = run_all(engine, [*plain, request])
+        assert made
+        assert [one.token_ids for one in beside] == [one.token_ids for one in alone]
+        assert last.error is None
+        assert len(last.token_ids) == request.params.max_tokens
+        assert len(last.logprobs) == (len(last.token_ids) if request.params.logprobs else 0)

@@ -93,19 +93,37 @@ def widened(of):
     return Linear([part.dequantize().float() for part in of.parts])
 
 
+def head(x, parts, bias, softcap, *, with_logits):
+    """Logits, or none, and the place of the largest of each row."""
+    rows = sum(map(len, parts))
+    plan, best = native.Plan([x.shape[1]]), torch.zeros(len(x), dtype=torch.int64)
+    y = torch.empty(len(x), rows)
+    plan.add(native.Head(linear(parts, bias), softcap))
+    plan.run_head(2, len(x), x.data_ptr(), False, y.data_ptr() if with_logits else 0, best.data_ptr())
+    return y, best
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 20])
 @pytest.mark.parametrize("width", [1, 7, 16, 100, 49152])
-def test_the_largest_logit(width):
+def test_the_largest_logit(width, tokens):
+    """With logits and without: the first of equal ones, and none where one of a row's is not a number."""
+    weight = (30 * torch.randn(width, 4)).bfloat16()
+    weight[width // 2, 1], weight[:, 2] = 1000.0, -5.0
+    weight[[width // 3, width - 1], 3] = 500.0
+    cut = width // 3
+    parts = [CompressedMatrix.of(part) for part in (weight[:cut], weight[cut:]) if len(part)]
+    x = torch.eye(4)[torch.arange(tokens) % 4]
     for softcap in (0.0, 20.0):
-        x = 30 * torch.randn(5, width)
-        x[1, width // 2], x[2] = 1000.0, -5.0
-        x[3, width // 3] = float("nan")
-        y, best = x.clone(), torch.zeros(5, dtype=torch.int64)
-        plan = native.Plan([width])
-        plan.add(native.Logits(width, softcap))
-        plan.run_head(2, 5, x.data_ptr(), False, y.data_ptr(), best.data_ptr())
-        capped = torch.tanh(x / softcap) * softcap if softcap else x
-        torch.testing.assert_close(y, capped, rtol=1e-5, atol=1e-5, equal_nan=True)
-        assert best[3] == -1
-        rows = torch.tensor([0, 1, 2, 4])
-        assert torch.equal(y[rows, best[rows]], y[rows].amax(1))
-        assert best[2] == 0  # of equal ones the first
+        y, best = head(x, parts, None, softcap, with_logits=True)
+        want = x @ weight.float().T
+        want = torch.tanh(want / softcap) * softcap if softcap else want
+        torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
+        assert torch.equal(y.gather(1, best[:, None])[:, 0], y.amax(1))
+        if tokens > 2:
+            assert best[2] == 0
+            assert softcap or best[3] == width // 3
+        assert torch.equal(head(x, parts, None, softcap, with_logits=False)[1], best)
+        bias = torch.zeros(width)
+        bias[width // 3] = float("nan")
+        for with_logits in (True, False):
+            assert (head(x, parts, bias, softcap, with_logits=with_logits)[1] == -1).all()

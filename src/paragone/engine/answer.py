@@ -68,17 +68,23 @@ class Answer:
             return False
         return len(self.completion.prompt_logprobs) < len(self.sequence.prompt_ids) - 1
 
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the most likely tokens alone do not say how it goes on."""
+        return self.allowed is not None or self.sampler.needs_logits
+
     def choose(
-        self, part: Scheduled, logits: Tensor, best: list[int], row: int
+        self, part: Scheduled, logits: Tensor | None, best: list[int], row: int
     ) -> tuple[list[int], list[TokenLogprobs]]:
-        """The next tokens from their logits, rows from `row` on: one, and one more for each guess that turns
-        out right."""
+        """The next tokens from their logits, which are there if anybody needs them, rows from `row` on: one,
+        and one more for each guess that turns out right."""
         tokens: list[int] = []
         entries: list[TokenLogprobs] = []
         for at in range(part.num_logits):
             try:
                 mask = None if self.allowed is None else self.allowed([*self.sequence.answer_ids, *tokens])
-                token, logprobs = self.sampler.choose(logits[row + at], best[row + at], mask)
+                own = None if logits is None else logits[row + at]
+                token, logprobs = self.sampler.choose(own, best[row + at], mask)
             except Exception:
                 if not tokens:
                     raise

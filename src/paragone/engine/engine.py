@@ -196,15 +196,19 @@ class Engine:
                     failed.append(self._fail(self._answers[max(self._answers)], err))
         return Batch()
 
-    def _compute(self, batch: Batch, failed: list[Chunk]) -> tuple[Tensor, Tensor, list[int]] | None:
-        """The batch's hidden states and logits, and the most likely token of every row: most requests want
-        nothing else. Where it fails, it is tried once more without its newest request; where that fails as
-        well, all of its requests end."""
+    def _compute(self, batch: Batch, failed: list[Chunk]) -> tuple[Tensor, Tensor | None, list[int]] | None:
+        """The batch's hidden states and logits, if somebody needs them, and the most likely token of every
+        row: many requests want nothing else. Where it fails, it is tried once more without its newest
+        request; where that fails as well, all of its requests end."""
         for attempt in range(2):
             if not batch.scheduled:
                 return None
             try:
-                return self.runner.forward(batch)
+                asked = (
+                    self._answers.get(part.sequence.number) for part in batch.scheduled if part.num_logits
+                )
+                with_logits = any(answer is None or answer.needs_logits for answer in asked)
+                return self.runner.forward(batch, with_logits=with_logits)
             except Exception as err:
                 newest = max(batch.scheduled, key=lambda part: part.sequence.number)
                 given_up = [newest] if attempt == 0 else list(batch.scheduled)
@@ -235,7 +239,7 @@ class Engine:
             held.pop(0)  # not before: who is in no line would wait for ever
         self._held.pop(answer.sequence.number, None)
 
-    def _take_all(self, batch: Batch, hidden: Tensor, logits: Tensor, best: list[int]) -> list[Chunk]:
+    def _take_all(self, batch: Batch, hidden: Tensor, logits: Tensor | None, best: list[int]) -> list[Chunk]:
         """The choices of all requests; what fails in one concerns only that one."""
         chunks, next_row, next_token = [], 0, 0
         for part in batch.scheduled:
@@ -255,7 +259,7 @@ class Engine:
         return chunks
 
     def _take_one(
-        self, answer: Answer, part: Scheduled, logits: Tensor, best: list[int], row: int
+        self, answer: Answer, part: Scheduled, logits: Tensor | None, best: list[int], row: int
     ) -> Chunk | None:
         """Chooses a request's next tokens and says what became certain; None while its prompt is computed."""
         tokens, entries = answer.choose(part, logits, best, row)

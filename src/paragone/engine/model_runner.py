@@ -51,10 +51,10 @@ class ModelRunner:
         return torch_on_one_thread() if self._planned else nullcontext()
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, list[int]]:
-        """Hidden states (N, D) of all tokens, finished where they are asked for; logits (rows, V): for each
-        scheduled sequence in order, of its last `num_logits` tokens; and the most likely token of each of
-        these rows. The logits hold until the next call."""
+    def forward(self, batch: Batch, *, with_logits: bool) -> tuple[Tensor, Tensor | None, list[int]]:
+        """Hidden states (N, D) of all tokens, finished where they are asked for; logits (rows, V) if anybody
+        looks at them: for each scheduled sequence in order, of its last `num_logits` tokens; and the most
+        likely token of each of these rows. The logits hold until the next call."""
         ids: list[int] = []
         wanted: list[int] = []
         for part in batch.scheduled:
@@ -69,9 +69,11 @@ class ModelRunner:
         ]
         lengths = [max(len(p.sequence.token_ids), p.start + p.count) for p in batch.scheduled]
         hidden = self.run.hidden(ids, parts, lengths)
+        rows = hidden if len(wanted) == len(ids) else hidden[wanted]
+        if not with_logits:
+            return hidden, None, self.run.best(rows)
         if len(self._room) < len(wanted):
             self._room = pages.empty((2 * len(wanted), self.decoder.spec.vocab_size), torch.float32)
-        rows = hidden if len(wanted) == len(ids) else hidden[wanted]
         return hidden, *self.run.logits(rows, self._room)
 
     @torch.inference_mode()

@@ -40,24 +40,30 @@ class Sampler:
     @property
     def takes_best(self) -> bool:
         """Whether it takes the most likely token now, whatever it is."""
-        changes = self._seen, self._counts, self._added
-        return self.params.temperature == 0 and all(c is None for c in changes) and not self._too_early
+        return self.params.temperature == 0 and not _changes(self.params) and not self._too_early
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the most likely token alone is not enough, now or for a later token."""
+        return not self.takes_best or self.params.logprobs is not None
 
     @property
     def _too_early(self) -> bool:
         return self.num_chosen < self.params.min_tokens and len(self._ends) > 0
 
     def choose(
-        self, logits_V: Tensor, best: int | None = None, allowed_V: Tensor | None = None
+        self, logits_V: Tensor | None, best: int | None = None, allowed_V: Tensor | None = None
     ) -> tuple[int, TokenLogprobs | None]:
         """The next token, and its log-probabilities if they were asked for. `best` is the most likely token,
-        where it is known already, -1 where its logit is no finite number; `allowed_V` are booleans. Raises
+        where it is known already, -1 where its logit is no finite number; `allowed_V` are booleans. Logits
+        must be there where it `needs_logits`, and where there are `allowed_V` or no `best`. Raises
         MalformedData where nothing is allowed, or the logits are no numbers."""
         params = self.params
         self._make()
         if self.takes_best and allowed_V is None and best is not None:
             token = best
         else:
+            assert logits_V is not None  # noqa: S101 -- callers know
             token = self._sample(self._changed(logits_V.float().cpu(), allowed_V))
             token = token if token >= 0 and math.isfinite(float(logits_V[token])) else -1
         if token < 0:
@@ -67,7 +73,9 @@ class Sampler:
             self._seen[token] = True
         if self._counts is not None:
             self._counts[token] += 1
-        return token, None if params.logprobs is None else token_logprobs(logits_V, token, params.logprobs)
+        if params.logprobs is None or logits_V is None:
+            return token, None
+        return token, token_logprobs(logits_V, token, params.logprobs)
 
     def _make(self) -> None:
         """What is as large as the vocabulary: not while an answer waits for its turn."""
@@ -142,6 +150,12 @@ class Sampler:
         point = torch.rand((), generator=self._rng, dtype=torch.float64) * edges[-1]
         at = int(torch.searchsorted(edges, point, right=True))
         return at if at < len(edges) else int((weights > 0).nonzero()[-1])  # where rounding made it the end
+
+
+def _changes(params: SamplingParams) -> bool:
+    """Whether settings other than the temperature change logits."""
+    penalties = params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
+    return bool(penalties or params.logit_bias) or params.allowed_token_ids is not None
 
 
 def _added(params: SamplingParams, vocab_size: int) -> Tensor | None:

@@ -90,7 +90,7 @@ void run(Plan& plan, int threads, long T, uintptr_t x, const std::vector<Rope>& 
     plan.run(step, threads);
 }
 
-// Outputs of T rows of x and the largest of each.
+// Outputs of T rows of x, unless `out` is 0, and the largest of each.
 void run_head(Plan& plan, int threads, long T, uintptr_t x, bool deterministic, uintptr_t out, uintptr_t largest) {
     Step step{};
     step.deterministic = deterministic;
@@ -300,7 +300,7 @@ NB_MODULE(_native, m) {
            "temperature_floor"_a, "temperature_scale"_a, "pool"_a, "cache"_a, "block_size"_a, "eight_bit"_a);
     nb::class_<Heads, Op>(m, "Heads").def(nb::init<HeadsSpec>());
     nb::class_<Attend, Op>(m, "Attend").def(nb::init<HeadsSpec, int, float, std::string>());
-    nb::class_<Logits, Op>(m, "Logits").def(nb::init<long, float>());
+    nb::class_<Head, Op>(m, "Head").def(nb::init<std::shared_ptr<Linear>, float>());
     nb::class_<Mixture, Op>(m, "Mixture")
         .def("__init__", [](Mixture* self, std::tuple<int, int, int, int> buffers, long D, long top_k, Prologue norm,
                             std::shared_ptr<Linear> router, const std::vector<Linears>& experts, bool sigmoid,

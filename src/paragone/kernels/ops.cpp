@@ -7,12 +7,6 @@
 #include "compress.h"
 #include "hadamard.h"
 
-namespace {
-
-constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
-
-}  // namespace
-
 const float* Prologue::apply(const float* from, long width, float* to) const {
     switch (kind) {
         case RMS_NORM: best.rms_norm(from, weight.empty() ? nullptr : weight.data(), eps, width, to); return to;
@@ -114,23 +108,58 @@ void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& o
     std::fill(to + words, to + padded, 0);
 }
 
-void Linear::multiply(Run& run, int member, Inputs& inputs, long M, float* y) const {
-    Own& own = run.own[member];
-    // With several tokens the arithmetic counts, and many tasks even out who does how much of it.
-    long least = run.team.size() == 1 ? 1 : run.team.size() * (M <= ALONE ? 4 : 16);
-    long unit = M <= ALONE ? 1 : 2;  // blocks that are multiplied side by side
-    long units = (blocks_ + unit - 1) / unit, tasks = std::min(units, std::max(bytes_ / TASK_BYTES, least));
-    for (long task; (task = run.team.next(member, tasks)) >= 0;) {
-        long begin = units * task / tasks * unit, end = std::min(blocks_, units * (task + 1) / tasks * unit);
-        long first = 0, row = 0;
-        for (const Matrix& part : parts_) {
-            long from = std::max(0L, begin - first), upto = std::min(part.blocks(), end - first);
-            Out out{y + row, N_, bias_.empty() ? nullptr : bias_.data() + row, add_};
-            if (from < upto) part.multiply(from, upto, D_, inputs, M, run.step.deterministic, out, own);
-            first += part.blocks();
-            row += part.rows;
-        }
+void Linear::multiply(Run& run, int member, Inputs& inputs, long M, long begin, long end, float* y,
+                      long stride) const {
+    long first = 0, row = 0;
+    for (const Matrix& part : parts_) {
+        long from = std::max(0L, begin - first), upto = std::min(part.blocks(), end - first);
+        Out out{y + row, stride, bias_.empty() ? nullptr : bias_.data() + row, add_};
+        if (from < upto) part.multiply(from, upto, D_, inputs, M, run.step.deterministic, out, run.own[member]);
+        first += part.blocks();
+        row += part.rows;
     }
+}
+
+long Linear::first_output(long block) const {
+    long row = 0;
+    for (const Matrix& part : parts_) {
+        if (block < part.blocks()) return row + block * 16;
+        block -= part.blocks();
+        row += part.rows;
+    }
+    return row;
+}
+
+// The larger of two, the first of equals; what is not a number above all.
+void Largest::take(float other, int64_t its_index) {
+    if (index == NONE || its_index < 0) *this = {other, its_index};
+    else if (index >= 0 && (other > value || (other == value && its_index < index))) *this = {other, its_index};
+}
+
+void Linear::largest(Run& run, int member, float softcap) const {
+    long M = run.step.T;
+    const float* x = run.buffer(source_);
+    Own& own = run.own[member];
+    Inputs& inputs = make_inputs(run, member, M, [&](long m) { return x + m * source_width_; });
+    tasks(run, member, M, [&](long begin, long end) {
+        long first = first_output(begin), count = first_output(end) - first;
+        grow(own.floats, M * count);
+        multiply(run, member, inputs, M, begin, end, own.floats.data() - first, count);
+        for (long m = 0; m < M; m++) {
+            float* row = own.floats.data() + m * count;
+            if (softcap > 0) best.softcap(row, count, softcap);
+            long at = best.largest(row, count);
+            own.largest[m].take(at < 0 ? 0 : row[at], at < 0 ? -1 : first + at);
+        }
+    });
+    run.team.barrier();
+    for (long m; (m = run.team.next()) < M;) {
+        Largest all;
+        for (const Own& one : run.own)
+            if (one.largest[m].index != Largest::NONE) all.take(one.largest[m].value, one.largest[m].index);
+        run.step.largest[m] = all.index;
+    }
+    run.team.barrier();
 }
 
 void Linear::run(Run& run, int member) const {
@@ -202,11 +231,19 @@ void Heads::run(Run& run, int) const {
     run.team.barrier();
 }
 
-void Logits::run(Run& run, int) const {
+void Head::prepare(Run& run) const {
+    linear_->prepare(run);
+    for (Own& own : run.own) own.largest.assign(run.step.T, Largest{});
+}
+
+void Head::run(Run& run, int member) const {
+    if (!run.step.out) return linear_->largest(run, member, softcap_);
+    linear_->run(run, member);
+    long V = linear_->N();
     for (long t; (t = run.team.next()) < run.step.T;) {
-        float* row = run.step.out + t * V_;
-        if (softcap_ > 0) best.softcap(row, V_, softcap_);
-        run.step.largest[t] = best.largest(row, V_);
+        float* row = run.step.out + t * V;
+        if (softcap_ > 0) best.softcap(row, V, softcap_);
+        run.step.largest[t] = best.largest(row, V);
     }
     run.team.barrier();
 }
@@ -233,4 +270,4 @@ std::string Heads::describe() const {
            "cache write";
 }
 
-std::string Logits::describe() const { return "largest of " + std::to_string(V_); }
+std::string Head::describe() const { return linear_->describe() + ", and the largest"; }

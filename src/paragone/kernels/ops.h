@@ -44,6 +44,23 @@ class Linear : public Op {
 
     // The same for M rows, row(m) each, to y (M, N). All members call it.
     template <class Row> void apply(Run& run, int member, long M, Row row, float* y) const {
+        Inputs& inputs = make_inputs(run, member, M, row);
+        tasks(run, member, M, [&](long begin, long end) { multiply(run, member, inputs, M, begin, end, y, N_); });
+        run.team.barrier();
+    }
+
+    // Of the T rows of a step the largest output of each, capped unless that is 0, as the others of the member's tasks
+    // come; they are kept nowhere else.
+    void largest(Run& run, int member, float softcap) const;
+
+    long N() const { return N_; }
+    long D() const { return D_; }
+
+  private:
+    static constexpr long ALONE = 2;  // rows whose input every member makes for itself, without waiting
+    static constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
+
+    template <class Row> Inputs& make_inputs(Run& run, int member, long M, Row row) const {
         Own& own = run.own[member];
         bool alone = M <= ALONE;
         Inputs& inputs = alone ? own.inputs : run.inputs;
@@ -53,18 +70,24 @@ class Linear : public Op {
             for (long m; (m = run.team.next()) < M;) make_input(row(m), m, M, inputs, own);
             run.team.barrier();
         }
-        multiply(run, member, inputs, M, y);
-        run.team.barrier();
+        return inputs;
     }
 
-    long N() const { return N_; }
-    long D() const { return D_; }
-
-  private:
-    static constexpr long ALONE = 2;  // rows whose input every member makes for itself, without waiting
+    // Calls each(begin, end) for all that the member takes of the blocks of 16 rows of the weight.
+    template <class Each> void tasks(Run& run, int member, long M, Each each) const {
+        // With several tokens the arithmetic counts, and many tasks even out who does how much of it.
+        long least = run.team.size() == 1 ? 1 : run.team.size() * (M <= ALONE ? 4 : 16);
+        long unit = M <= ALONE ? 1 : 2;  // blocks that are multiplied side by side
+        long units = (blocks_ + unit - 1) / unit, tasks = std::min(units, std::max(bytes_ / TASK_BYTES, least));
+        for (long task; (task = run.team.next(member, tasks)) >= 0;)
+            each(units * task / tasks * unit, std::min(blocks_, units * (task + 1) / tasks * unit));
+    }
 
     void make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const;
-    void multiply(Run& run, int member, Inputs& inputs, long M, float* y) const;
+    // Blocks [begin, end); output n of a token m comes to y[m * stride + n].
+    void multiply(Run& run, int member, Inputs& inputs, long M, long begin, long end, float* y, long stride) const;
+    // The first output of a block.
+    long first_output(long block) const;
 
     int source_, target_;
     long source_width_, D_, N_ = 0, blocks_ = 0, bytes_ = 0;
@@ -166,15 +189,17 @@ class Attend : public Op {
     std::string seen_;
 };
 
-// Logits (T, V): capped by softcap * tanh(logit / softcap) unless that is 0, and the largest of each row.
-class Logits : public Op {
+// Logits (T, V) of a linear layer, if there is a place for them: capped by softcap * tanh(logit / softcap) unless that
+// is 0; and the largest of each row.
+class Head : public Op {
   public:
-    Logits(long V, float softcap) : V_(V), softcap_(softcap) {}
+    Head(std::shared_ptr<Linear> linear, float softcap) : linear_(std::move(linear)), softcap_(softcap) {}
     void run(Run& run, int member) const override;
+    void prepare(Run& run) const override;
     std::string describe() const override;
 
   private:
-    long V_;
+    std::shared_ptr<Linear> linear_;
     float softcap_;
 };
 

@@ -213,7 +213,7 @@ void Plan::run_shared(Step& step, int threads, size_t begin, size_t end, Piece* 
     lay_out(step);
     prepare(step, rooms_[0], threads, piece);
     Run run = view(step, rooms_[0], Team::shared(), threads, piece);
-    Team::shared().run(threads, [&](int member) { work(run, member, begin, end); }, step.out && step.T >= LONG);
+    Team::shared().run(threads, [&](int member) { work(run, member, begin, end); }, step.largest && step.T >= LONG);
 }
 
 void Plan::run(Step& step, int threads) {

@@ -59,8 +59,8 @@ struct Step {
     const float* bias;  // ALiBi's, (H, bias_stride), or none
     long bias_stride;
     long block_size;
-    float* out;         // of a plan that has outputs of its own, and for each row the place of the largest
-    int64_t* largest;
+    float* out;         // of a plan that has outputs of its own, where they are asked for
+    int64_t* largest;   // and of each row the place of the largest
 };
 
 // Memory that begins with a line of the cache.
@@ -93,12 +93,22 @@ class Inputs {
     Buffer<Word> words_;
 };
 
+// The largest of a token's outputs, and which it is; -1 where one is not a number.
+struct Largest {
+    static constexpr int64_t NONE = INT64_MAX;
+    float value = 0;
+    int64_t index = NONE;
+
+    void take(float other, int64_t its_index);
+};
+
 // What a member of the team has for itself.
 struct Own {
     Inputs inputs;
     Buffer<float> row, floats;
     Buffer<Word> panels;
     Buffer<uint8_t> room;
+    std::vector<Largest> largest;
 };
 
 // What one thread has for itself, or several that work on the same rows share.

@@ -24,6 +24,9 @@ class Forward(Protocol):
         """Logits (N, V), and the most likely token of each row, -1 where its logit is no finite number. They
         may be written into `room`, which is (N or more, V) of float32."""
 
+    def best(self, hidden_ND: Tensor, /) -> list[int]:
+        """The most likely tokens, as `logits` has them."""
+
 
 class TorchForward:
     """By PyTorch's operations."""
@@ -43,6 +46,10 @@ class TorchForward:
         logits = self.decoder.logits(hidden_ND)
         most = logits.float().max(-1)
         return logits, torch.where(most.values.isfinite(), most.indices, -1).tolist()
+
+    def best(self, hidden_ND: Tensor, /) -> list[int]:
+        """As `Forward`."""
+        return self.logits(hidden_ND)[1]
 
     def _cos_sin(
         self, positions_1N: Tensor, parts: Sequence[Part], lengths: Sequence[int]

@@ -69,8 +69,8 @@ class Plan:
             self.native.add_pool(view, reach or 0)
         self._lower()
         self.head = native.Plan([spec.hidden_size])
-        self.head.add(self._linear(decoder.head, native.X, native.OUT, self._norm(decoder.final_norm)))
-        self.head.add(native.Logits(spec.vocab_size, spec.final_logit_softcapping or 0.0))
+        head = self._linear(decoder.head, native.X, native.OUT, self._norm(decoder.final_norm))
+        self.head.add(native.Head(head, spec.final_logit_softcapping or 0.0))
         self._frequencies = [self._address(rope.inv, rope.scale) for rope in decoder.ropes]
         self._bias: Tensor | None = None
 
@@ -301,14 +301,22 @@ class Plan:
     def logits(self, hidden_ND: Tensor, room: Tensor | None = None, /) -> tuple[Tensor, list[int]]:
         """Logits (N, V) in float32 of rows that `hidden` gave, and the most likely token of each; -1 where
         they are no numbers."""
+        rows = len(hidden_ND)
+        out = torch.empty(rows, self.decoder.spec.vocab_size) if room is None else room[:rows]
+        return out, self._run_head(hidden_ND, out)
+
+    def best(self, hidden_ND: Tensor) -> list[int]:
+        """The most likely tokens alone: nobody keeps the logits."""
+        return self._run_head(hidden_ND, None)
+
+    def _run_head(self, hidden_ND: Tensor, out: Tensor | None) -> list[int]:
         rows = hidden_ND.contiguous()
-        out = torch.empty(len(rows), self.decoder.spec.vocab_size) if room is None else room[: len(rows)]
         best = torch.empty(len(rows), dtype=torch.int64)
         for at in range(0, len(rows), MOST_TOKENS):
             here = min(MOST_TOKENS, len(rows) - at)
-            where = out[at:].data_ptr(), best[at:].data_ptr()
+            where = 0 if out is None else out[at:].data_ptr(), best[at:].data_ptr()
             self.head.run_head(threads(), here, rows[at:].data_ptr(), self.deterministic, *where)
-        return out, best.tolist()
+        return best.tolist()
 
 
 def _as_arrays(regimes: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
