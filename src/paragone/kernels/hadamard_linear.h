@@ -118,26 +118,41 @@ constexpr bool BY_SIZES = false;
 constexpr int SIDE = BY_SIZES ? W == 16 ? 8 : 4 : W == 16 ? 12 : W == 8 ? 6 : 4;
 constexpr int ACROSS = W == 16 ? 2 : 1;
 
-// What sums of a token mean: outputs of P panels from panel p on.
-template <int P>
-PARAGONE_INLINE void finish_token(const Hadamard& w, long p, const hadamard::Ending& token, const VI (&sums)[P * V],
-                                  long m, const Out& to) {
-    long bytes = hadamard::panel_bytes(w.D);
-    VF out[P * V];
-#pragma GCC unroll 4
-    for (int q = 0; q < P * V; q++) {
-        const uint8_t* scales = w.panels + (p + q / V + 1) * bytes - hadamard::LINE;
-        out[q] = __builtin_convertvector(sums[q], VF) * (load((const float*)scales + q % V * W) * token.scale);
-    }
-    finish(to, m, p * PANEL, std::min(P * PANEL, w.rows - p * PANEL), out);
-}
+// What a panel's sums are multiplied with, and where they go.
+template <int P> struct Panels {
+    const uint8_t* codes;
+    long stride;  // between panels, in bytes
+    long first, count;
+    VF scales[P * V];
 
-// Panels [p, p + P) by tokens [m, m + M).
+    PARAGONE_MEMBER Panels(const Hadamard& w, long p)
+        : codes(w.panels + p * hadamard::panel_bytes(w.D)), stride(hadamard::panel_bytes(w.D)), first(p * PANEL),
+          count(std::min(P * PANEL, w.rows - first)) {
+        for (int q = 0; q < P * V; q++)
+            scales[q] = load((const float*)(codes + (q / V + 1) * stride - hadamard::LINE) + q % V * W);
+    }
+
+    // Of token m, that ends with `ending`.
+    PARAGONE_MEMBER void finish_token(const uint8_t* ending, const VI (&sums)[P * V], long m, const Out& to) const {
+        hadamard::Ending token;
+        std::memcpy(&token, ending, sizeof token);
+        VF out[P * V];
+#pragma GCC unroll 4
+        for (int q = 0; q < P * V; q++) {
+            VI sum = BY_SIZES ? sums[q] : sums[q] + token.start;
+            out[q] = __builtin_convertvector(sum, VF) * (scales[q] * token.scale);
+        }
+        finish(to, m, first, count, out);
+    }
+};
+
+// Panels by tokens [m, m + M).
 template <int P, int M>
-static void hadamard_tile(const Hadamard& w, long p, const uint8_t* x, long m, const Out& to, Coming& coming) {
+PARAGONE_INLINE void hadamard_tile(const Panels<P>& panels, long runs, const uint8_t* x, long m, const Out& to,
+                                   Coming& coming) {
     constexpr int CHAINS = P * V * M < 4 ? 4 : 1;  // of sums, which else would wait for each other
-    long runs = hadamard::runs_of(w.D), stride = hadamard::token_bytes(w.D), bytes = hadamard::panel_bytes(w.D);
-    const uint8_t* panel = w.panels + p * bytes;
+    long stride = runs * hadamard::RUN + hadamard::LINE;
+    const uint8_t* panel = panels.codes;
     x += m * stride;
     VI sums[CHAINS][M][P * V] = {};
     for (long run = 0; run < runs; run++, panel += hadamard::RUN_BYTES, x += hadamard::RUN) {
@@ -147,7 +162,7 @@ static void hadamard_tile(const Hadamard& w, long p, const uint8_t* x, long m, c
             VI codes[P * V], own[P * V];
 #pragma GCC unroll 4
             for (int q = 0; q < P * V; q++) {
-                codes[q] = load_words(panel + q / V * bytes + quad * 64 + q % V * W * 4);
+                codes[q] = load_words(panel + q / V * panels.stride + quad * 64 + q % V * W * 4);
 #if PARAGONE_LANES > 4
                 if constexpr (BY_SIZES) {
                     own[q] = codes[q] ^ 0x80808080;
@@ -173,33 +188,32 @@ static void hadamard_tile(const Hadamard& w, long p, const uint8_t* x, long m, c
     }
 #pragma GCC unroll 12
     for (int i = 0; i < M; i++) {
-        hadamard::Ending token;  // x is there now
-        std::memcpy(&token, x + i * stride, sizeof token);
         VI whole[P * V];
 #pragma GCC unroll 4
         for (int q = 0; q < P * V; q++) {
             whole[q] = sums[0][i][q];
             for (int chain = 1; chain < CHAINS; chain++) whole[q] += sums[chain][i][q];
-            if (!BY_SIZES) whole[q] += token.start;
         }
-        finish_token<P>(w, p, token, whole, m + i, to);
+        panels.finish_token(x + i * stride, whole, m + i, to);
     }
 }
 
-// The same by `count` tokens, MOST at most.
+// The same by tokens [m, m + count), as tiles of `each`, MOST at most; a last one may be less.
 template <int P, int MOST>
-static void hadamard_tiles(const Hadamard& w, long p, const uint8_t* x, long m, long count, const Out& to,
-                           Coming& coming) {
+static void hadamard_tiles(const Panels<P>& panels, long runs, const uint8_t* x, long m, long count, long each,
+                           const Out& to, Coming& coming) {
     if constexpr (MOST > 1)
-        if (count < MOST) return hadamard_tiles<P, MOST - 1>(w, p, x, m, count, to, coming);
-    hadamard_tile<P, MOST>(w, p, x, m, to, coming);
+        if (each < MOST) return hadamard_tiles<P, MOST - 1>(panels, runs, x, m, count, each, to, coming);
+    for (; count >= MOST; m += MOST, count -= MOST) hadamard_tile<P, MOST>(panels, runs, x, m, to, coming);
+    if constexpr (MOST > 1)
+        if (count) hadamard_tiles<P, MOST - 1>(panels, runs, x, m, count, count, to, coming);
 }
 
 #if PARAGONE_TILES
 // Panels [p, p + P) by as many of M tokens as matrix units take; returns how many.
-template <int P> static long hadamard_by_tiles(const Hadamard& w, long p, const uint8_t* x, long M, const Out& to) {
-    long runs = hadamard::runs_of(w.D), stride = hadamard::token_bytes(w.D), bytes = hadamard::panel_bytes(w.D);
-    const uint8_t* panel = w.panels + p * bytes;
+template <int P>
+static long hadamard_by_tiles(const Panels<P>& panels, long runs, const uint8_t* x, long M, const Out& to) {
+    long stride = runs * hadamard::RUN + hadamard::LINE;
     if (M < TILE_ROWS) return 0;
     TileShapes shapes;
     for (int tile = 0; tile < 8; tile++) shapes.set(tile, TILE_ROWS, 64);
@@ -213,12 +227,12 @@ template <int P> static long hadamard_by_tiles(const Hadamard& w, long p, const 
         TILE_ZERO(2);
         TILE_ZERO(3);
         for (long run = 0; run < runs; run++) {
-            const uint8_t *near = x + m * stride + run * hadamard::RUN, *codes = panel + run * hadamard::RUN_BYTES;
+            const uint8_t *near = x + m * stride + run * hadamard::RUN, *codes = panels.codes + run * hadamard::RUN_BYTES;
             TILE_LOAD(4, near, stride);
             TILE_LOAD(6, codes, 64);
             TILE_DOT_QUADS(0, 4, 6);
             if constexpr (P == 2) {
-                TILE_LOAD(7, codes + bytes, 64);
+                TILE_LOAD(7, codes + panels.stride, 64);
                 TILE_DOT_QUADS(1, 4, 7);
             }
             if (tokens == TILE_ROWS) continue;
@@ -231,12 +245,9 @@ template <int P> static long hadamard_by_tiles(const Hadamard& w, long p, const 
         TILE_STORE(2, sums[2], 64);
         TILE_STORE(3, sums[3], 64);
         for (long i = 0; i < tokens; i++) {
-            hadamard::Ending token;
-            std::memcpy(&token, x + (m + i + 1) * stride - hadamard::LINE, sizeof token);
             VI whole[P * V];
-            for (int q = 0; q < P; q++)
-                whole[q] = (VI)load_words(sums[i / TILE_ROWS * 2 + q][i % TILE_ROWS]) + token.start;
-            finish_token<P>(w, p, token, whole, m + i, to);
+            for (int q = 0; q < P; q++) whole[q] = load_words(sums[i / TILE_ROWS * 2 + q][i % TILE_ROWS]);
+            panels.finish_token(x + (m + i + 1) * stride - hadamard::LINE, whole, m + i, to);
         }
     }
     return m;
@@ -248,9 +259,10 @@ static void hadamard_linear(const Hadamard& w, long first, long last, const uint
     long bytes = hadamard::panel_bytes(w.D), runs = hadamard::runs_of(w.D);
     const uint8_t* end = w.panels + last * bytes;
     auto pass = [&]<int P>(long p) {
+        Panels<P> panels(w, p);
         long m = 0;
 #if PARAGONE_TILES
-        m = hadamard_by_tiles<P>(w, p, x, M, to);
+        m = hadamard_by_tiles(panels, runs, x, M, to);
 #endif
         long rest = M - m, shares = std::max(1L, (rest + SIDE - 1) / SIDE), share = (rest + shares - 1) / shares;
         // While all tokens pass these panels, the next ones come. A single token reads panels as they lie: with wide
@@ -258,8 +270,7 @@ static void hadamard_linear(const Hadamard& w, long first, long last, const uint
         const uint8_t* next = w.panels + (p + P) * bytes;
         Coming coming{next, std::min(next + P * bytes, end), (P * bytes / LINE + shares * runs - 1) / (shares * runs)};
         if (M == 1) coming.at = W == 16 ? end : next;
-        for (; m < M; m += share)
-            hadamard_tiles<P, SIDE>(w, p, x, m, std::min(share, M - m), to, coming);
+        if (rest) hadamard_tiles<P, SIDE>(panels, runs, x, m, rest, share, to, coming);
     };
     long p = first;
     if (M > 1)
