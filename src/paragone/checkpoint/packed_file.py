@@ -23,7 +23,7 @@ from paragone.checkpoint.safetensors import read_safetensors
 from paragone.errors import ParagoneError
 from paragone.paths import home
 
-LAYOUT = 4  # counts up where panels change
+LAYOUT = 5  # counts up where panels change
 ALIGNMENT = 64
 # Of what some matrices have beside panels.
 SUFFIXES = {"order": ".order", "lists": ".lists", "outliers": ".outliers"}

@@ -6,7 +6,7 @@
 // (compare QuaRot, arXiv:2404.00456). Sums of products are then made of integers from the first input to the last: fast,
 // and the same to the bit in any order.
 //
-// Sixteen rows are a panel, a lane for each: for every four inputs a line of codes, plus 128, then a line of scales.
+// Sixteen rows are a panel, a lane for each: a line of scales, then for every four inputs a line of codes, plus 128.
 #pragma once
 
 #include <cstring>
@@ -31,9 +31,9 @@ struct Ending {
 
 // Puts a row's codes, runs_of(D) * RUN of them, and its scale into its panel.
 inline void put_row(uint8_t* panels, long row, long D, const uint8_t* codes, float scale) {
-    uint8_t* panel = panels + row / 16 * panel_bytes(D) + row % 16 * 4;
-    for (long d = 0; d < runs_of(D) * RUN; d += 4) std::memcpy(panel + d * 16, codes + d, 4);
-    std::memcpy(panel + runs_of(D) * RUN_BYTES, &scale, sizeof scale);
+    uint8_t* lane = panels + row / 16 * panel_bytes(D) + row % 16 * 4;
+    std::memcpy(lane, &scale, sizeof scale);
+    for (long d = 0; d < runs_of(D) * RUN; d += 4) std::memcpy(lane + LINE + d * 16, codes + d, 4);
 }
 
 }  // namespace hadamard

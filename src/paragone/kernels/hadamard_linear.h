@@ -126,10 +126,10 @@ template <int P> struct Panels {
     VF scales[P * V];
 
     PARAGONE_MEMBER Panels(const Hadamard& w, long p)
-        : codes(w.panels + p * hadamard::panel_bytes(w.D)), stride(hadamard::panel_bytes(w.D)), first(p * PANEL),
-          count(std::min(P * PANEL, w.rows - first)) {
+        : codes(w.panels + p * hadamard::panel_bytes(w.D) + hadamard::LINE), stride(hadamard::panel_bytes(w.D)),
+          first(p * PANEL), count(std::min(P * PANEL, w.rows - first)) {
         for (int q = 0; q < P * V; q++)
-            scales[q] = load((const float*)(codes + (q / V + 1) * stride - hadamard::LINE) + q % V * W);
+            scales[q] = load((const float*)(codes + q / V * stride - hadamard::LINE) + q % V * W);
     }
 
     // Of token m, that ends with `ending`.

@@ -5,8 +5,8 @@ are packed, activations when they are quantised. H H = 64, so that x w = (H x) (
 large number becomes 64 of usual size, so that a row does with one scale, and so does a token (compare
 QuaRot, arXiv:2404.00456). Products are then sums of integers from the first input to the last.
 
-Sixteen rows are a panel: for every four inputs the sixteen rows' codes, plus 128, then a line of the rows'
-scales in float32.
+Sixteen rows are a panel: a line of the rows' scales in float32, then for every four inputs the sixteen rows'
+codes, plus 128.
 """
 
 from collections.abc import Sequence
@@ -111,11 +111,11 @@ class HadamardMatrix:
 
     def _codes(self) -> Tensor:
         """A view (panels, quads, lanes, 4)."""
-        return self.panels[:, :-SCALES].view(len(self.panels), -1, PANEL, 4)
+        return self.panels[:, SCALES:].view(len(self.panels), -1, PANEL, 4)
 
     def _scales(self) -> Tensor:
         """A view (panels, lanes) in float32."""
-        return self.panels[:, -SCALES:].view(torch.float32)
+        return self.panels[:, :SCALES].view(torch.float32)
 
     def turned_rows(self, first: int = 0, last: int | None = None) -> Tensor:
         """Rows [first, last) in float32 as they are kept: turned, padded to whole runs."""
