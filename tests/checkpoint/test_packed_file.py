@@ -11,10 +11,12 @@ import torch
 from paragone.checkpoint.checkpoint import open_checkpoint
 from paragone.checkpoint.packed_file import folder, read_packed, sweep
 from paragone.cli.main import run
+from paragone.errors import MalformedData
 from paragone.model import read as reading
 from paragone.model.forward import Reader
 from paragone.model.kept import as_kept, as_packed
 from paragone.model.load import load_decoder
+from paragone.ops.hadamard import MOST_WIDTH
 from paragone.ops.packed import PackedMatrix, Packing
 from tests.checkpoint.test_gptq import write
 from tests.parity.test_families import ids_of
@@ -235,3 +237,14 @@ def test_on_a_real_model(smollm2_path, nothing_is_made, capsys):
     assert run(ask) == 0
     assert capsys.readouterr().out == first
     assert np.prod([p.stat().st_size for p in kept_files()]) > 90e6
+
+
+def test_what_is_too_wide_for_int8_is_said(tmp_path):
+    """Its sums would not fit into 32 bits."""
+    llama = next(c for c in CASES if c.name == "llama1")
+    narrow = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    wide = replace(llama, options=llama.options | narrow | {"intermediate_size": MOST_WIDTH + 1})
+    wide.save(tmp_path / "m")
+    with pytest.raises(MalformedData, match=f"{MOST_WIDTH + 1} columns"):
+        load(tmp_path / "m", "int8")
+    assert load(tmp_path / "m", "int4").blocks[0].mlp.down.in_features == MOST_WIDTH + 1

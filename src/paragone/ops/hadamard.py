@@ -26,8 +26,8 @@ RUN = 64  # inputs
 SCALES = 4 * PANEL  # bytes
 CENTER = 128  # the code that means zero
 MOST = 127  # of a code's size
-# The widest matrix: sums of products of codes stay within 32 bits.
-MOST_WIDTH = (2**31 - 1) // MOST**2 // RUN * RUN
+# The widest matrix: sums of products of codes, which are stored as up to 255, stay within 32 bits.
+MOST_WIDTH = (2**31 - 1) // ((MOST + CENTER) * MOST) // RUN * RUN
 
 
 def turned(rows_ND: Tensor) -> Tensor:
