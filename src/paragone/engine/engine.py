@@ -207,7 +207,7 @@ class Engine:
                 asked = (
                     self._answers.get(part.sequence.number) for part in batch.scheduled if part.num_logits
                 )
-                with_logits = any(answer is None or answer.needs_logits for answer in asked)
+                with_logits = any(answer is not None and answer.needs_logits for answer in asked)
                 return self.runner.forward(batch, with_logits=with_logits)
             except Exception as err:
                 newest = max(batch.scheduled, key=lambda part: part.sequence.number)

@@ -44,7 +44,7 @@ class Sampler:
 
     @property
     def needs_logits(self) -> bool:
-        """Whether the most likely token alone is not enough, now or for a later token."""
+        """Whether the next tokens, or what is told of them, take more than knowing the most likely one."""
         return not self.takes_best or self.params.logprobs is not None
 
     @property
@@ -73,8 +73,9 @@ class Sampler:
             self._seen[token] = True
         if self._counts is not None:
             self._counts[token] += 1
-        if params.logprobs is None or logits_V is None:
+        if params.logprobs is None:
             return token, None
+        assert logits_V is not None  # noqa: S101 -- callers know
         return token, token_logprobs(logits_V, token, params.logprobs)
 
     def _make(self) -> None:

@@ -67,7 +67,7 @@ static float turn_all(const float* x, long D, float* to) {
     return as_float(largest_of(most));
 }
 
-// What turned numbers need not be given room for, each time.
+// A thread's own room for turned numbers, which stays: it is needed for every token.
 static float* room_to_turn(long D) {
     static thread_local std::vector<float> room;
     if ((long)room.size() < hadamard::runs_of(D) * hadamard::RUN) room.resize(hadamard::runs_of(D) * hadamard::RUN);
@@ -222,10 +222,7 @@ static long hadamard_by_tiles(const Panels<P>& panels, long runs, const uint8_t*
     long m = 0;
     for (long tokens; m + TILE_ROWS <= M; m += tokens) {
         tokens = m + 2 * TILE_ROWS <= M ? 2 * TILE_ROWS : TILE_ROWS;
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
+        zero_sums();
         for (long run = 0; run < runs; run++) {
             const uint8_t *near = x + m * stride + run * hadamard::RUN, *codes = panels.codes + run * hadamard::RUN_BYTES;
             TILE_LOAD(4, near, stride);
@@ -240,10 +237,7 @@ static long hadamard_by_tiles(const Panels<P>& panels, long runs, const uint8_t*
             TILE_DOT_QUADS(2, 5, 6);
             if constexpr (P == 2) TILE_DOT_QUADS(3, 5, 7);
         }
-        TILE_STORE(0, sums[0], 64);
-        TILE_STORE(1, sums[1], 64);
-        TILE_STORE(2, sums[2], 64);
-        TILE_STORE(3, sums[3], 64);
+        store_sums(sums);
         for (long i = 0; i < tokens; i++) {
             VI whole[P * V];
             for (int q = 0; q < P; q++) whole[q] = load_words(sums[i / TILE_ROWS * 2 + q][i % TILE_ROWS]);

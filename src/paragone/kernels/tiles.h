@@ -128,6 +128,21 @@ struct TileSource {
     }
 };
 
+// The first four tiles: sums of two panels by each of two runs of tokens.
+PARAGONE_INLINE void zero_sums() {
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+}
+
+template <class Sum> PARAGONE_INLINE void store_sums(Sum (&to)[4][TILE_ROWS][16]) {
+    TILE_STORE(0, to[0], 64);
+    TILE_STORE(1, to[1], 64);
+    TILE_STORE(2, to[2], 64);
+    TILE_STORE(3, to[3], 64);
+}
+
 // Rows [first, first + count) of the outputs, P panels of words in pairs, by M tokens, 32 of them at a time.
 template <int P>
 static void tiles_by_tokens(const Word* panels, long panel_stride, long words, const Word* x, long x_stride, long M,
@@ -139,10 +154,7 @@ static void tiles_by_tokens(const Word* panels, long panel_stride, long words, c
     alignas(64) float sums[4][TILE_ROWS][16];
     for (long m = 0; m < M; m += 2 * TILE_ROWS) {
         long tokens = std::min(2 * TILE_ROWS, M - m);
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
+        zero_sums();
         for (long j = 0; j < words; j += 16) {
             const Word *near = x + m * x_stride + j, *panel = panels + j * PANEL;
             TileSource a(near, x_stride, tokens, words - j, own[0]);
@@ -161,10 +173,7 @@ static void tiles_by_tokens(const Word* panels, long panel_stride, long words, c
             TILE_DOT_PAIRS(2, 5, 6);
             if constexpr (P == 2) TILE_DOT_PAIRS(3, 5, 7);
         }
-        TILE_STORE(0, sums[0], 64);
-        TILE_STORE(1, sums[1], 64);
-        TILE_STORE(2, sums[2], 64);
-        TILE_STORE(3, sums[3], 64);
+        store_sums(sums);
         for (long i = 0; i < tokens; i++) {
             VF out[P];
             for (int p = 0; p < P; p++) out[p] = load(sums[i / TILE_ROWS * 2 + p][i % TILE_ROWS]);

@@ -21,7 +21,7 @@ from torch import Tensor
 from paragone.kernels import native
 from paragone.ops import pages
 from paragone.ops.choose import kernels_here
-from paragone.ops.packed import PANEL
+from paragone.ops.packed import PANEL, check_rows
 from paragone.ops.threads import threads
 
 INPUTS = 8  # of a block
@@ -122,8 +122,7 @@ class CompressedMatrix:
 
     def rows_of(self, ids: Sequence[int]) -> Tensor:
         """The rows with these numbers (N, width) in float32; IndexError where there is none such."""
-        if min(ids) < 0 or max(ids) >= self.rows:
-            raise IndexError(f"rows {min(ids)} to {max(ids)} of {self.rows}")
+        check_rows(ids, self.rows)
         return self._expand(np.array(ids, dtype=np.int64)).float()
 
     def dequantize(self, first: int = 0, last: int | None = None) -> Tensor:

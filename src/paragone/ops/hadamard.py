@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.kernels import native
-from paragone.ops import pages
-from paragone.ops.packed import PANEL
+from paragone.ops.packed import PANEL, as_stored, check_rows, empty_panels
 from paragone.ops.threads import threads
 
 RUN = 64  # inputs
@@ -52,11 +51,7 @@ class HadamardMatrix:
         if width > MOST_WIDTH:
             raise ValueError(f"{width} inputs are more than sums of 32 bits can hold: {MOST_WIDTH}")
         self.rows, self.width = rows, width
-        if panels is None:
-            panels = pages.empty(self.shape(rows, width), torch.uint8)
-            if rows % PANEL:  # lanes of rows that there are not
-                panels[-1:].zero_()
-        self.panels = panels
+        self.panels = empty_panels(rows, self.shape(rows, width)) if panels is None else panels
 
     @staticmethod
     def shape(rows: int, width: int) -> tuple[int, int]:
@@ -80,8 +75,7 @@ class HadamardMatrix:
         if native is None or self.panels.device.type != "cpu":
             self._put(first, rows_ND)
             return
-        rows = (rows_ND if rows_ND.dtype == torch.bfloat16 else rows_ND.float()).contiguous()
-        kind = "BF16" if rows.dtype == torch.bfloat16 else "F32"
+        rows, kind = as_stored(rows_ND)
         self.put_stored(kind, first, rows.data_ptr(), np.arange(len(rows)))
 
     def put_stored(self, kind: str, first: int, address: int, order: NDArray[np.int64]) -> None:
@@ -105,8 +99,7 @@ class HadamardMatrix:
 
     def rows_of(self, ids: Sequence[int]) -> Tensor:
         """The rows with these numbers (N, width) in float32; IndexError where there is none such."""
-        if min(ids) < 0 or max(ids) >= self.rows:
-            raise IndexError(f"rows {min(ids)} to {max(ids)} of {self.rows}")
+        check_rows(ids, self.rows)
         return torch.cat([self.dequantize(i, i + 1) for i in ids])
 
     def _codes(self) -> Tensor:

@@ -111,6 +111,26 @@ def _are_bytes(levels: Sequence[int]) -> bool:
     return all(type(level) is int and -128 <= level <= 127 for level in levels)
 
 
+def empty_panels(rows: int, shape: tuple[int, ...]) -> Tensor:
+    """Panels whose rows are still to be put, of uint8; zeros in lanes of rows that there are not."""
+    panels = pages.empty(shape, torch.uint8)
+    if rows % PANEL:
+        panels[-1:].zero_()
+    return panels
+
+
+def as_stored(rows_ND: Tensor) -> tuple[Tensor, str]:
+    """Floats as the kernels quantise them where they lie, and the name of their type in files."""
+    kept = rows_ND.dtype == torch.bfloat16
+    return (rows_ND if kept else rows_ND.float()).contiguous(), "BF16" if kept else "F32"
+
+
+def check_rows(ids: Sequence[int], rows: int) -> None:
+    """IndexError where a matrix has no row with one of these numbers."""
+    if min(ids) < 0 or max(ids) >= rows:
+        raise IndexError(f"rows {min(ids)} to {max(ids)} of {rows}")
+
+
 class PackedMatrix:
     """(rows, width) in one of the layouts. `panels` is (panels, blocks, bytes of a block) of uint8; where
     there is an `order` (width) of int32, input i of the panels is input order[i] of the matrix."""
@@ -125,11 +145,7 @@ class PackedMatrix:
     ) -> None:
         """Without panels all rows are still to be put."""
         self.rows, self.width, self.packing, self.order = rows, width, packing, order
-        if panels is None:
-            panels = pages.empty(packing.shape(rows, width), torch.uint8)
-            if rows % PANEL:  # lanes of rows that there are not
-                panels[-1:].zero_()
-        self.panels = panels
+        self.panels = empty_panels(rows, packing.shape(rows, width)) if panels is None else panels
 
     @property
     def nbytes(self) -> int:
@@ -205,8 +221,7 @@ class PackedMatrix:
 
     def rows_of(self, ids: Sequence[int]) -> Tensor:
         """The rows with these numbers (N, width) in float32; IndexError where there is none such."""
-        if min(ids) < 0 or max(ids) >= self.rows:
-            raise IndexError(f"rows {min(ids)} to {max(ids)} of {self.rows}")
+        check_rows(ids, self.rows)
         if native is None or self.panels.device.type != "cpu":
             return torch.cat([self.dequantize(i, i + 1) for i in ids])
         out = torch.empty(len(ids), self.width)

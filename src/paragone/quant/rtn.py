@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paragone.kernels import native
-from paragone.ops.packed import PackedMatrix, Packing
+from paragone.ops.packed import PackedMatrix, Packing, as_stored
 from paragone.ops.threads import threads
 
 # Minima are as large as weights: in this unit they and scales keep what float16 can hold.
@@ -34,8 +34,7 @@ def put_rounded(matrix: PackedMatrix, first: int, rows_ND: Tensor) -> None:
     if not rounds("F32") or matrix.panels.device.type != "cpu":
         matrix.put(first, *quantize_int4(rows_ND))
         return
-    rows = (rows_ND if rows_ND.dtype == torch.bfloat16 else rows_ND.float()).contiguous()
-    kind = "BF16" if rows.dtype == torch.bfloat16 else "F32"
+    rows, kind = as_stored(rows_ND)
     round_stored(matrix, kind, first, rows.data_ptr(), np.arange(len(rows)))
 
 
