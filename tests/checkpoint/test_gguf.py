@@ -1,6 +1,8 @@
 """The GGUF reader: values against the `gguf` package, and every way a file can be wrong."""
 
+import gc
 import math
+import os
 import random
 import struct
 
@@ -85,6 +87,28 @@ def test_reads_what_the_gguf_package_writes(tmp_path):
     np.testing.assert_array_equal(
         file.tensors["q"].gather(np.array([2, 0, 2])), file.tensors["q"].rows()[[2, 0, 2]]
     )
+    for name in ("dense", "half", "q"):
+        rows = file.tensors[name].read_rows([2, 0, 2])
+        np.testing.assert_array_equal(rows, file.tensors[name].rows()[[2, 0, 2]])
+
+
+def test_a_file_that_has_become_shorter(tmp_path):
+    """Rows that are read while a model runs are missed by name; a map would end the process."""
+    path = g.write(tmp_path, g.small())
+    tensor = read_gguf(path).tensors["x"]
+    rows = tensor.read_rows([1, 0])
+    os.truncate(path, tensor.offset + tensor.nbytes - 8)
+    np.testing.assert_array_equal(tensor.read_rows([0]), rows[1:])
+    with pytest.raises(MalformedData, match=f"{path.name}: the file has become shorter"):
+        tensor.read_rows([1])
+
+
+def test_files_are_closed_with_their_maps(tmp_path):
+    path = g.write(tmp_path, g.small())
+    descriptor = read_gguf(path).tensors["x"].file.descriptor
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_missing_and_empty_files(tmp_path):

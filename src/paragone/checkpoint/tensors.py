@@ -1,6 +1,9 @@
 """A tensor as it lies in a file: its name, shape and stored type, read by rows without copying the file."""
 
 import mmap
+import os
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +21,7 @@ class MappedFile:
 
     path: Path
     buffer: mmap.mmap
+    descriptor: int
 
     @classmethod
     def open(cls, path: Path) -> "MappedFile":
@@ -25,13 +29,16 @@ class MappedFile:
         try:
             with path.open("rb") as file:
                 # A private map: arrays over it count as writable, which torch wants, but are not written.
-                return cls(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                mapped = cls(path, buffer, os.dup(file.fileno()))
         except FileNotFoundError:
             raise NotFound(f"{path}: no such file") from None
         except ValueError:  # what mmap makes of a file without content
             raise MalformedData(f"{path}: the file is empty (byte 0)") from None
         except OSError as err:
             raise NotFound(f"{path}: cannot be opened: {err.strerror}") from None
+        weakref.finalize(mapped, os.close, mapped.descriptor)
+        return mapped
 
     @property
     def size(self) -> int:
@@ -45,6 +52,14 @@ class MappedFile:
         """
         if hasattr(mmap, "MADV_DONTNEED"):
             self.buffer.madvise(mmap.MADV_DONTNEED)
+
+    def read(self, places: Iterable[int], nbytes: int) -> NDArray[np.uint8]:
+        """Pieces of `nbytes` (N, nbytes) from anywhere, without their pages: to map a piece takes several times
+        as long as to read it. Raises MalformedData where the file has become shorter."""
+        pieces = [os.pread(self.descriptor, nbytes, place) for place in places]
+        if any(len(piece) != nbytes for piece in pieces):
+            raise MalformedData(f"{self.path}: the file has become shorter than the rows that are to be read")
+        return np.frombuffer(bytearray().join(pieces), dtype=np.uint8).reshape(-1, nbytes)
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,11 @@ class StoredTensor:
     def gather(self, ids: NDArray[np.int64]) -> NDArray[np.generic]:
         """The rows with these numbers, as `rows` gives them. Only their pages are read."""
         return self._numbers(self._raw_rows()[ids])
+
+    def read_rows(self, ids: Iterable[int]) -> NDArray[np.generic]:
+        """The same of a few rows, read without touching the map."""
+        nbytes = self.nbytes // self.num_rows
+        return self._numbers(self.file.read((self.offset + i * nbytes for i in ids), nbytes))
 
     def groups(self, ids: NDArray[np.int64]) -> Groups:
         """The rows with these numbers, of a quantised type, taken apart: q (n, groups, g), scale and minimum

@@ -11,11 +11,14 @@ constexpr long LINE = 64;  // bytes that memory gives at a time
 struct Coming {
     const uint8_t *at = nullptr, *end = nullptr;
     long lines = 0;
+    bool nearest = false;  // whether it comes into the first cache; in the second it pushes out nothing that is read now
 
     PARAGONE_MEMBER void fetch_some() {
         if (at >= end) return;
-        // It waits in the second cache: in the first it would push out what is read now.
-        for (long line = 0; line < lines; line++, at += LINE) __builtin_prefetch(at, 0, 2);
+        if (nearest)
+            for (long line = 0; line < lines; line++, at += LINE) __builtin_prefetch(at, 0, 3);
+        else
+            for (long line = 0; line < lines; line++, at += LINE) __builtin_prefetch(at, 0, 2);
     }
 };
 

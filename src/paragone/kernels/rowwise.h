@@ -146,31 +146,43 @@ static double exponentials(const float* x, long n, float top, float factor, floa
 
 static void softcap(float* x, long n, float cap) { soften(x, n, cap); }
 
+// Takes v's numbers, and where they are, that are larger than top's.
+PARAGONE_INLINE void take_larger(VF v, VI place, VF& top, VI& at) {
+    VI more = (VI)(v > top);
+    top = more ? v : top;
+    at = more ? place : at;
+}
+
 static long largest(const float* x, long n) {
-    VF top = splat(-__builtin_inff());
-    VI strange = {};
-    long i = 0;
-    for (; i + W <= n; i += W) {
-        VF v = load(x + i);
-        strange |= (VI)(v != v);
-        top = larger(top, v);
+    constexpr int CHAINS = 4;  // which else would wait for each other
+    long first = 0, i = 0;
+    bool strange = false;
+    if (n >= CHAINS * W) {
+        VF tops[CHAINS];
+        VI at[CHAINS], odd = {}, lanes;
+        for (int lane = 0; lane < W; lane++) lanes[lane] = lane;
+        for (int c = 0; c < CHAINS; c++) {
+            tops[c] = splat(-__builtin_inff());
+            at[c] = lanes + (int)(c * W);
+        }
+        for (VI place = lanes; i + CHAINS * W <= n; i += CHAINS * W)
+#pragma GCC unroll 4
+            for (int c = 0; c < CHAINS; c++, place += (int)W) {
+                VF v = load(x + i + c * W);
+                odd |= (VI)(v != v);
+                take_larger(v, place, tops[c], at[c]);
+            }
+        float most = largest_of(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
+        VI last = VI{} + INT32_MIN;  // how far before all the first of the largest is
+        for (int c = 0; c < CHAINS; c++) last = larger(last, tops[c] == splat(most) ? -at[c] : last);
+        first = -(long)largest_of(last);
+        strange = largest_of(-odd) != 0;
     }
-    float most = largest_of(top);
-    bool bad = false;
-    for (long lane = 0; lane < W; lane++) bad |= strange[lane] != 0;
     for (; i < n; i++) {
-        bad |= x[i] != x[i];
-        most = x[i] > most ? x[i] : most;
+        strange |= x[i] != x[i];
+        if (x[i] > x[first]) first = i;
     }
-    if (bad) return -1;
-    for (i = 0; i + 16 <= n; i += 16) {  // in runs, so that the search is not number by number
-        bool here = false;
-        for (long j = 0; j < 16; j++) here |= x[i + j] == most;
-        if (here) break;
-    }
-    for (; i < n; i++)
-        if (x[i] == most) return i;
-    return -1;
+    return strange || !n ? -1 : first;
 }
 
 }  // namespace PARAGONE_LEVEL

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from paragone.checkpoint.tensors import StoredTensor
 from paragone.ops import linear as ops
-
-MANY_ROWS = 32
+from paragone.ops.packed import check_rows
 
 
 class Linear:
@@ -58,15 +57,19 @@ def as_torch(tensor: StoredTensor, numbers: NDArray[np.generic]) -> Tensor:
 class StoredEmbedding(Embedding):
     """Token embeddings left in the model's file: a step reads the few rows that it needs."""
 
-    def __init__(self, tensor: StoredTensor, dtype: torch.dtype, *, file_in_use: bool) -> None:
-        """`file_in_use`: other weights are used where they lie in the file, so its pages stay."""
-        self.tensor, self.dtype, self.file_in_use = tensor, dtype, file_in_use
+    def __init__(self, tensor: StoredTensor, dtype: torch.dtype) -> None:
+        self.tensor, self.dtype = tensor, dtype
 
     def __call__(self, ids: Tensor) -> Tensor:
-        rows = as_torch(self.tensor, self.tensor.gather(ids.reshape(-1).numpy())).to(self.dtype)
-        if ids.numel() > MANY_ROWS and not self.file_in_use:  # a prompt touches pages all over the file
-            self.tensor.file.forget()
-        return rows.reshape(*ids.shape, -1)
+        return self._read(ids.flatten().tolist()).reshape(*ids.shape, -1)
+
+    def rows(self, ids: Sequence[int]) -> Tensor:
+        """As `Embedding.rows`."""
+        return self._read(ids).float()
+
+    def _read(self, ids: Sequence[int]) -> Tensor:
+        check_rows(ids, self.tensor.num_rows)
+        return as_torch(self.tensor, self.tensor.read_rows(ids)).to(self.dtype)
 
 
 class DenseEmbedding(Embedding):

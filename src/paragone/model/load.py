@@ -90,7 +90,7 @@ class _Loader:
             return TiedEmbedding(weight, self.read.dtype)
         tensor = self.read.take("embed.weight", (self.spec.vocab_size, self.spec.hidden_size))
         if self.read.device.type == "cpu":
-            return StoredEmbedding(tensor, self.read.dtype, file_in_use=id(tensor.file) in self.read.in_place)
+            return StoredEmbedding(tensor, self.read.dtype)
         rows = torch.empty(tensor.shape, dtype=self.read.dtype)
         for at, chunk in self.read.row_chunks("embed.weight", *rows.shape):
             rows[at : at + len(chunk)] = chunk

@@ -63,7 +63,6 @@ class Parameters:
         self.checkpoint, self.family, self.spec = checkpoint, family, spec
         self.precision, self.device, self.progress = precision, device, progress
         self.dtype = activation_dtype(precision)
-        self.in_place: set[int] = set()  # files, by identity, whose pages the weights are
         self.bytes_done = 0
         self.bytes_total = sum(t.nbytes for t in checkpoint.tensors.values())
         self.check_names()
@@ -120,7 +119,6 @@ class Parameters:
         if not as_needed:
             return []
         for tensor in tensors:
-            self.in_place.add(id(tensor.file))
             self.done(tensor)
         return [as_torch(t, t.rows()) for t in tensors]
 
