@@ -54,8 +54,8 @@ class MappedFile:
             self.buffer.madvise(mmap.MADV_DONTNEED)
 
     def read(self, places: Iterable[int], nbytes: int) -> NDArray[np.uint8]:
-        """Pieces of `nbytes` (N, nbytes) from anywhere, without their pages: to map a piece takes several times
-        as long as to read it. Raises MalformedData where the file has become shorter."""
+        """Pieces of `nbytes` (N, nbytes) from anywhere, without their pages: mapping a piece takes several
+        times as long as reading it. Raises MalformedData where the file has become shorter."""
         pieces = [os.pread(self.descriptor, nbytes, place) for place in places]
         if any(len(piece) != nbytes for piece in pieces):
             raise MalformedData(f"{self.path}: the file has become shorter than the rows that are to be read")

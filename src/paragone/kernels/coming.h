@@ -11,7 +11,7 @@ constexpr long LINE = 64;  // bytes that memory gives at a time
 struct Coming {
     const uint8_t *at = nullptr, *end = nullptr;
     long lines = 0;
-    bool nearest = false;  // whether it comes into the first cache; in the second it pushes out nothing that is read now
+    bool nearest = false;  // whether into the first cache: in the second it pushes out nothing that is read now
 
     PARAGONE_MEMBER void fetch_some() {
         if (at >= end) return;
