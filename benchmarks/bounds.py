@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.turns import STEPS
 from paragone.engine.model import Model
 from paragone.kernels import native
 from paragone.model.linear import Linear
@@ -17,6 +18,7 @@ from paragone.ops.packed import PackedMatrix
 from paragone.ops.threads import threads
 
 EQUAL_PROMPT, EQUAL_ANSWER = 13, 64  # tokens of the equal requests of own_engine.py
+DECODE_PROMPT = 16  # of own_kernels.py's
 
 
 class Rates(NamedTuple):
@@ -75,16 +77,20 @@ def bounds(model: Model, rates: Rates) -> dict[str, float]:
     kv = 2 * spec.num_key_value_heads / (spec.num_attention_heads + 2 * spec.num_key_value_heads)
     of_all = sum(most_layers) + seconds(decoder.blocks[-1].attn.qkv, rates) * kv
 
-    def step(sequences: int) -> float:
-        return max(decoder.decode_bytes / rates.read, sequences * (sum(most_layers) + last + head))
+    def step(sequences: int, seen: int) -> float:
+        cache = sequences * spec.kv_bytes(seen, 2)
+        products = sequences * (sum(most_layers) + last + head)
+        attention = sequences * token_attention_operations(spec, seen) / rates.floats
+        return max((decoder.decode_bytes + cache) / rates.read, products + attention)
 
     def prompt(length: int) -> float:
         return length * of_all + head + attention_operations(spec, length) / rates.floats
 
-    found = {f"decode{n}": n / step(n) for n in (1, 16, 64)}
+    found = {f"decode{n}": n / step(n, DECODE_PROMPT + steps // 2) for n, steps in STEPS.items()}
     found |= {f"prefill{n}": n / prompt(n) for n in (512, 4096)}
     for n in (16, 64):
-        found[f"seq{n}"] = n * EQUAL_ANSWER / (n * prompt(EQUAL_PROMPT) + EQUAL_ANSWER * step(n))
+        steps = EQUAL_ANSWER * step(n, EQUAL_PROMPT + EQUAL_ANSWER // 2)
+        found[f"seq{n}"] = n * EQUAL_ANSWER / (n * prompt(EQUAL_PROMPT) + steps)
     return found
 
 
@@ -100,9 +106,15 @@ def operations(model: Model) -> float:
     return float(sum(2 * len(part) * linear.in_features for linear in linears for part in linear.parts))
 
 
+def token_attention_operations(spec: ModelSpec, seen: int) -> float:
+    """Of a token that sees so many others: for every query and every key that it sees, two products and two
+    sums a number."""
+    pairs = sum(min(spec.reach(layer) or seen, seen) for layer in spec.layers)
+    return 4.0 * pairs * spec.num_attention_heads * spec.head_dim
+
+
 def attention_operations(spec: ModelSpec, length: int) -> float:
-    """Of a prompt, in all layers but the last: for every pair of a query and a key that it sees, two products
-    and two sums a number."""
+    """The same of a prompt, in all layers but the last."""
     pairs = 0.0
     for layer in spec.layers[:-1]:
         reach = min(spec.reach(layer) or length, length)

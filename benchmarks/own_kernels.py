@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import paragone
-from benchmarks.bounds import Machine, bounds, operations
+from benchmarks.bounds import DECODE_PROMPT, Machine, bounds, operations
 from benchmarks.own_engine import equal_requests
 from benchmarks.turns import PROMPTS, STEPS, Measured, answer
 from paragone import Engine, EngineConfig, Request, SamplingParams
@@ -27,11 +27,11 @@ def prefill(engine: Engine, length: int) -> float:
 
 
 def decode(engine: Engine, sequences: int) -> float:
-    """Steps that only decode, after prompts of 16."""
+    """Steps that only decode, after prompts."""
     steps = STEPS[sequences]
     params = SamplingParams(max_tokens=steps + 1, ignore_eos=True)
     for s in range(sequences):
-        engine.add(Request([100 + s * 7 + i for i in range(16)], params))
+        engine.add(Request([100 + s * 7 + i for i in range(DECODE_PROMPT)], params))
     engine.step()
     while engine.stats and engine.stats.prefill_tokens:
         engine.step()

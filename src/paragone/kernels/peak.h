@@ -40,16 +40,21 @@ template <int BITS, int WORDS> PARAGONE_INLINE void sums_of(VI (&whole)[CHAINS],
 }
 
 // Returns how many operations it were, a product and a sum being two. Codes of 4 or 8 bits are multiplied as bytes, and
-// brought to scale: every product with them needs that.
+// each sum is brought to the scale of its weight's codes and that of its input's: no two sums share both.
 template <int BITS, int WORDS> static long multiply_codes(long rounds) {
     volatile int32_t unknown = 0x01010101;  // or the compiler would know what comes out
     VI whole[CHAINS], x = unknown - VI{};
-    VF sums[CHAINS] = {}, scale = (VF)x;
+    VF sums[CHAINS] = {}, scale = (VF)x, input_scale = scale;
     for (int c = 0; c < CHAINS; c++) whole[c] = unknown - VI{};
     for (long r = 0; r < rounds; r += WORDS) {
         sums_of<BITS, WORDS>(whole, x);
 #pragma GCC unroll 12
-        for (int c = 0; c < CHAINS; c++) sums[c] = multiply_add(__builtin_convertvector(whole[c], VF), scale, sums[c]);
+        for (int c = 0; c < CHAINS; c++) {
+#if PARAGONE_LANES > 4
+            scale = in_turn(scale);  // another one, for all that the compiler knows
+#endif
+            sums[c] = multiply_add(__builtin_convertvector(whole[c], VF), scale * input_scale, sums[c]);
+        }
     }
     for (int c = 1; c < CHAINS; c++) sums[0] += sums[c];
     volatile float kept = sums[0][0];
