@@ -127,3 +127,10 @@ def test_the_largest_logit(width, tokens):
         bias[width // 3] = float("nan")
         for with_logits in (True, False):
             assert (head(x, parts, bias, softcap, with_logits=with_logits)[1] == -1).all()
+    for bias in (torch.full((width,), -torch.inf), torch.full((width,), torch.inf)):
+        for with_logits in (True, False):
+            assert (head(x, parts, bias, 0.0, with_logits=with_logits)[1] == 0).all()
+    for place in {0, width // 2, width - 1}:
+        bias = torch.full((width,), -torch.inf)
+        bias[place] = 0.0
+        assert (head(x, parts, bias, 0.0, with_logits=False)[1] == place).all()

@@ -173,9 +173,9 @@ static long largest(const float* x, long n) {
                 take_larger(v, place, tops[c], at[c]);
             }
         float most = largest_of(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
-        VI last = VI{} + INT32_MIN;  // how far before all the first of the largest is
-        for (int c = 0; c < CHAINS; c++) last = larger(last, tops[c] == splat(most) ? -at[c] : last);
-        first = -(long)largest_of(last);
+        VI before = VI{} + INT32_MIN;  // the places of the largest, negative: the first is the largest of them
+        for (int c = 0; c < CHAINS; c++) before = larger(before, tops[c] == splat(most) ? -at[c] : before);
+        first = -(long)largest_of(before);
         strange = largest_of(-odd) != 0;
     }
     for (; i < n; i++) {
