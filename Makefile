@@ -60,7 +60,7 @@ sanitize: $(VENV)/dev  ## the kernels' tests under AddressSanitizer and Undefine
 	$(BIN)/cmake --build $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PARAGONE_NATIVE=$$(ls $(SANITIZED)/_native*.so) \
-		$(BIN)/python -m pytest -p no:cacheprovider tests/ops \
+		$(BIN)/python -m pytest -p no:cacheprovider --capture=sys tests/ops \
 		tests/engine/test_plans.py -k "not real_model"
 
 peers: $(VENV)/run  ## environments of the peers to measure beside, under the cache folder

@@ -38,10 +38,11 @@ def test_every_level_passes(level):
         assert level != "base"  # the machine does not have this level, and said so by taking its best
         return
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES],
+        # What sanitizers say is not to be kept back by pytest: they end the process.
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--capture=sys", *FILES],
         env=os.environ | {"PARAGONE_KERNELS": level}, capture_output=True, text=True,
     )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-3000:]
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
 def test_a_level_that_is_not_here_is_refused_by_name():

@@ -89,19 +89,19 @@ static void hadamard_inputs(const float* x, long D, uint8_t* token) {
     constexpr int REGISTERS = 32 / W;
     float *turned = room_to_turn(D), top = turn_all(x, D, turned);
     float inverse = top <= 0x1p-120f ? 0.0f : 127.0f / top;  // which would be infinite
-    VI sums = {};
+    VU sums = {};  // which may be anything where there is what is not a number
     long size = hadamard::runs_of(D) * hadamard::RUN;
     for (long d = 0; d < size; d += 32) {
         VI codes[REGISTERS];
 #pragma GCC unroll 8
         for (int i = 0; i < REGISTERS; i++) {
             codes[i] = (VI)multiply_add(load(turned + d + i * W), inverse, splat(WHOLE)) - WHOLE_BITS;
-            sums += codes[i];
+            sums += (VU)codes[i];
         }
         store_bytes((int8_t*)token + d, codes);
     }
-    uint32_t total = 0;  // where there was no number, sums are anything
-    for (long i = 0; i < W; i++) total += (uint32_t)sums[i];
+    uint32_t total = 0;
+    for (long i = 0; i < W; i++) total += sums[i];
     hadamard::Ending ending{top / (127.0f * hadamard::RUN), (int32_t)(total * -128u)};
     std::memcpy(token + size, &ending, sizeof ending);
 }
@@ -139,7 +139,7 @@ template <int P> struct Panels {
         VF out[P * V];
 #pragma GCC unroll 4
         for (int q = 0; q < P * V; q++) {
-            VI sum = BY_SIZES ? sums[q] : sums[q] + token.start;
+            VI sum = BY_SIZES ? sums[q] : (VI)((VU)sums[q] + (uint32_t)token.start);
             out[q] = __builtin_convertvector(sum, VF) * (scales[q] * token.scale);
         }
         finish(to, m, first, count, out);
