@@ -135,9 +135,9 @@ def test_for_a_while_and_then_as_each_was():
 
 
 def test_what_a_thread_throws_comes_to_the_caller():
-    """Rows of no sensible width, for which there is no memory: an error, not the end of the process."""
+    """Rows of no sensible width: an error, not the end of the process."""
     for _ in range(3):
-        with pytest.raises((MemoryError, ValueError, RuntimeError)):
-            native.repack(FORMATS[0].native, 0, 1 << 60, 0, 0, "Q4_0", 0, 0, 0, 2)
+        with pytest.raises(ValueError, match="max_size"):
+            native.repack(FORMATS[0].native, 0, -1, 0, 0, "Q4_0", 0, 0, 0, 2)
     part, x = random_packed(40, 64, FORMATS[0])[0], inputs(9, 64)
     assert run(x, linear([part]), 40).isfinite().all()
