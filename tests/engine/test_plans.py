@@ -65,7 +65,13 @@ def test_every_family_runs_on_the_kernels(case, precision, tmp_path):
     assert (off.median() if mixed else off.max()) <= ERROR[precision], off
 
 
-def hidden_of(decoder, count, lengths, longest, wanted=None):
+def apart(deterministic):
+    """How far results may be apart, of their deviation, where other tokens are beside them. Matrix units multiply
+    packed weights in bfloat16 from some number of tokens on."""
+    return 2e-5 if deterministic or native.words_from > 1000 else ERROR["int4"]
+
+
+def hidden_of(decoder, count, lengths, longest, wanted=None, *, deterministic=False):
     """Hidden states of two steps of several texts: their beginnings, of which so many last rows are wanted,
     then some tokens each."""
     with with_threads(count):
@@ -73,7 +79,7 @@ def hidden_of(decoder, count, lengths, longest, wanted=None):
         cache = PagedCache(
             decoder.spec, [blocks * len(lengths)] * pools, BLOCK_SIZE, decoder.dtype, decoder.device
         )
-        forward, found = Plan(decoder, cache), []
+        forward, found = Plan(decoder, cache, deterministic=deterministic), []
         ids = ids_of(decoder, batch=len(lengths), length=longest).tolist()
         tables = [[list(range(n * blocks, (n + 1) * blocks))] * pools for n in range(len(lengths))]
         for first in (True, False):
@@ -98,9 +104,12 @@ def test_a_step_in_pieces_is_the_step(case, lengths, tmp_path):
     gives."""
     case.save(tmp_path)
     decoder = load_decoder(open_checkpoint(tmp_path), "int4")
-    for got, want in zip(hidden_of(decoder, 2, lengths, 24), hidden_of(decoder, 1, lengths, 24), strict=True):
-        off = (got - want).abs().amax(1) / want.std()
-        assert off.max() <= 2e-5, off
+    for deterministic in {False, native.words_from < 1000}:
+        many, one = (hidden_of(decoder, n, lengths, 24, deterministic=deterministic) for n in (2, 1))
+        for got, want in zip(many, one, strict=True):
+            off = (got - want).abs().amax(1) / want.std()
+            experts = decoder.spec.moe is not None and not deterministic  # of which others may be chosen
+            assert (off.median() if experts else off.max()) <= apart(deterministic), off
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -111,11 +120,15 @@ def test_rows_that_nobody_wants_change_nothing(case, count, tmp_path):
     case.save(tmp_path)
     decoder = load_decoder(open_checkpoint(tmp_path), "int4")
     lengths = [1, 20, 1, 2, 9]
-    (some, after), (every, later) = (hidden_of(decoder, count, lengths, 24, wanted) for wanted in (1, None))
-    last = torch.tensor(lengths).cumsum(0) - 1
-    assert (some[last] - every[last]).abs().max() <= 2e-5 * every.std()
-    assert (after - later).abs().max() <= 2e-5 * later.std()
-    assert not torch.equal(some, every)  # the others are indeed left unfinished
+    for deterministic in {False, native.words_from < 1000}:
+        (some, after), (every, later) = (
+            hidden_of(decoder, count, lengths, 24, wanted, deterministic=deterministic)
+            for wanted in (1, None)
+        )
+        last = torch.tensor(lengths).cumsum(0) - 1
+        assert (some[last] - every[last]).abs().max() <= apart(deterministic) * every.std()
+        assert (after - later).abs().max() <= apart(deterministic) * later.std()
+        assert not torch.equal(some, every)  # the others are indeed left unfinished
 
 
 @pytest.mark.parametrize(("precision", "most", "usual"), [("bf16", 0.02, 0.005), ("int8", 0.15, 0.04)])

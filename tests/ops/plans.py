@@ -14,6 +14,19 @@ PAIRS = native is not None and native.pairs
 STEP = 2**-8 if PAIRS else 2e-6  # of an input of a product with bfloat16
 
 
+def in_words(tokens, deterministic=False):
+    """Whether packed weights are multiplied in bfloat16."""
+    return tokens >= native.words_from and not deterministic
+
+
+def as_multiplied(matrix, tokens, deterministic=False):
+    """A packed weight in float64, as it is multiplied: in words, its numbers are rounded to the nearest bfloat16."""
+    weight = matrix.dequantize()
+    if in_words(tokens, deterministic):
+        weight = ((weight.view(torch.int32) + 0x8000) & -0x10000).view(torch.float32)
+    return weight.double()
+
+
 def run(x, op, width, deterministic=False):
     """One operation from rows x (T, D) to (T, width)."""
     plan, y = native.Plan([x.shape[1]]), torch.full((len(x), width), 77.0)

@@ -171,6 +171,9 @@ static void compressed_linear(const Compressed& weight, long first, long last, c
     long blocks = compressed::blocks_of(weight.D), stride = blocks * WORDS_OF_BLOCK;
     long bytes = compressed::panel_bytes(weight.D);
     const Word* few = x;
+#if PARAGONE_TILES
+    WholeTiles use;
+#endif
     long shares = (M + TOGETHER_FEW - 1) / TOGETHER_FEW, share = (M + shares - 1) / shares;
     if (M > 1 && M <= FEW) {
         Word* side_by_side = room + TILE_PANELS * PANEL * DEPTH;

@@ -11,7 +11,8 @@
 namespace PARAGONE_LEVEL {
 
 constexpr long TILE_SLOTS = 256;
-constexpr long ROWS_AT_ONCE = 48;  // queries whose scores with a tile are made at once, and stay in a near cache
+constexpr long SCORES = TILE_SLOTS + PANEL;  // from row to row: whole kilobytes would share few lines of the cache
+constexpr long ROWS_AT_ONCE = PARAGONE_TILES ? 64 : 48;  // queries whose scores are made at once, and stay near
 
 // What the work on `rows` queries of width E needs, one after the other.
 struct Room {
@@ -31,7 +32,7 @@ struct Room {
         take(room->values, words_of(TILE_SLOTS) * wide);
         take(room->weights, ROWS_AT_ONCE * words_of(TILE_SLOTS));
         take(room->numbers, (TILE_SLOTS + 1) * E);
-        take(room->scores, ROWS_AT_ONCE * TILE_SLOTS);
+        take(room->scores, ROWS_AT_ONCE * SCORES);
         take(room->sums, rows * E);
         take(room->largest, rows);
         take(room->totals, rows * W);
@@ -192,7 +193,7 @@ static void attend_block(const Queries& queries, long group, long first, long ro
     }
     if (all.from >= all.upto) return;
     long words = words_of(E), slot_words = words_of(TILE_SLOTS), from = all.from / NUMBERS;
-    Out products{room.scores, TILE_SLOTS, nullptr, false};
+    Out products{room.scores, SCORES, nullptr, false};
     for (long s = all.from; s < all.upto; s += PANEL_ROWS)
         panels_by_tokens<TILE_PANELS>(room.keys + s * words, PANEL * words, words, room.queries + first * words, words,
                                       rows, products, s, PANEL_ROWS);
@@ -200,7 +201,7 @@ static void attend_block(const Queries& queries, long group, long first, long ro
         long r = first + i;
         Span own = seen(queries, t, at);
         const float* bias = scoring.bias ? scoring.bias + h * scoring.stride : nullptr;
-        float* scores = room.scores + i * TILE_SLOTS;
+        float* scores = room.scores + i * SCORES;
         Word* weights = room.weights + i * slot_words;
         if (own.from < own.upto) {
             settle(scores, at, all, own, scoring, bias, room.largest + r, room.totals + r * W, room.sums + r * E, E);
@@ -223,6 +224,9 @@ static void attend_block(const Queries& queries, long group, long first, long ro
 static void attend_many(const Queries& queries, long group, const Slots& slots, long E, Scoring scoring,
                         uint8_t* room_at) {
     long rows = queries.tokens * group, words = words_of(E);
+#if PARAGONE_TILES
+    WholeTiles use;
+#endif
     Room room;
     Room::lay_out(&room, room_at, rows, E);
     int32_t lowest = queries.firsts[0], highest = queries.lasts[0];

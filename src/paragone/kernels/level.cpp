@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "compressed.h"
 #include "flash.h"
+#include "hadamard_codes.h"
 #include "hadamard_linear.h"
 #include "packed_linear.h"
 #include "peak.h"
@@ -16,10 +17,16 @@ using namespace PARAGONE_LEVEL;
 const Kernels PARAGONE_TABLE = {
     PARAGONE_TEXT(PARAGONE_LEVEL),
     PAIRS,
+    PARAGONE_TILES ? 256 : 128,
     quantize_inputs,
     hadamard_inputs,
     to_words,
     packed_linear,
+#if PARAGONE_TILES
+    {TILE_ROWS, PACKED_WORDS_ROOM, codes_to_words, packed_words_linear},
+#else
+    {LONG_MAX, 0, nullptr, nullptr},
+#endif
     hadamard_linear,
     compressed_linear,
     compressed_room,

@@ -248,6 +248,7 @@ NB_MODULE(_native, m) {
     m.attr("X") = +Run::X;
     m.attr("OUT") = +Run::OUT;
     m.attr("pairs") = best.pairs;
+    m.attr("words_from") = best.packed_words.least_tokens;  // tokens whose codes are multiplied in words
     auto released = nb::call_guard<nb::gil_scoped_release>();
     nb::class_<Layout>(m, "Layout");
     m.def("layout", &layout);

@@ -35,11 +35,18 @@ long Matrix::bytes(long D) const {
     return blocks() * ((D + 63) / 64) * (64 * 16 * packed.bits / 8 + halves * 32);
 }
 
+bool Matrix::in_words(long M, bool alike) const {
+    return kind == PACKED && M >= best.packed_words.least_tokens && !alike;
+}
+
 // Whole blocks of 16 rows, so that no two threads write to one line of the cache.
 void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out,
                       Own& own) const {
     switch (kind) {
         case PACKED:
+            if (in_words(M, alike))
+                return best.packed_words.linear(packed, first, last, inputs.code_words() + version * M * ((D + 63) / 64) * 32,
+                                                M, out, own.panels.data());
             return best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
         case HADAMARD: return best.hadamard_linear(hadamard, first, last, inputs.hadamard(), M, out);
         case COMPRESSED:
@@ -79,17 +86,25 @@ Cost Linear::cost() const {
     return {row};
 }
 
+bool Linear::in_words(const Run& run, long M) const {
+    return std::any_of(parts_.begin(), parts_.end(),
+                       [&](const Matrix& part) { return part.in_words(M, run.step.deterministic); });
+}
+
 void Linear::prepare(Run& run) const {
-    run.inputs.reserve(run.step.T, D_, orders_.size(), words_, hadamard_);
+    bool code_words = in_words(run, run.step.T);
+    run.inputs.reserve(run.step.T, D_, orders_.size(), code_words, words_, hadamard_);
     for (Own& own : run.own) {
-        own.inputs.reserve(ALONE, D_, orders_.size(), words_, hadamard_);
+        own.inputs.reserve(ALONE, D_, orders_.size(), false, words_, hadamard_);
         grow(own.row, 2 * D_);
         if (words_) grow(own.panels, best.compressed_room(D_));
+        if (code_words) grow(own.panels, best.packed_words.room);
     }
 }
 
-void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const {
+void Linear::make_input(const Run& run, const float* row, long m, long M, Inputs& inputs, Own& own) const {
     const float* input = prologue_.apply(row, D_, own.row.data());
+    bool code_words = in_words(run, M);
     for (size_t version = 0; version < orders_.size(); version++) {
         const int32_t* order = orders_[version];
         const float* ordered = input;
@@ -98,7 +113,10 @@ void Linear::make_input(const float* row, long m, long M, Inputs& inputs, Own& o
             for (long d = 0; d < D_; d++) to[d] = input[order[d]];
             ordered = to;
         }
-        best.quantize_inputs(ordered, D_, inputs.quantised() + (version * M + m) * ((D_ + 63) / 64));
+        long at = (version * M + m) * ((D_ + 63) / 64);
+        Quantised* codes = inputs.quantised() + at;
+        best.quantize_inputs(ordered, D_, codes);
+        if (code_words) best.packed_words.inputs(codes, D_, inputs.code_words() + at * 32);
     }
     if (hadamard_) best.hadamard_inputs(input, D_, inputs.hadamard() + m * hadamard::token_bytes(D_));
     if (!words_) return;

@@ -27,6 +27,8 @@ struct Matrix {
 
     long blocks() const { return (rows + 15) / 16; }
     long bytes(long D) const;
+    // Whether it takes M tokens' codes in words. `alike`: all tokens alike, however many there are.
+    bool in_words(long M, bool alike) const;
     // Blocks [first, last) of 16 rows by M tokens.
     void multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out, Own& own) const;
 };
@@ -65,9 +67,9 @@ class Linear : public Op {
         bool alone = M <= ALONE;
         Inputs& inputs = alone ? own.inputs : run.inputs;
         if (alone) {
-            for (long m = 0; m < M; m++) make_input(row(m), m, M, inputs, own);
+            for (long m = 0; m < M; m++) make_input(run, row(m), m, M, inputs, own);
         } else {
-            for (long m; (m = run.team.next()) < M;) make_input(row(m), m, M, inputs, own);
+            for (long m; (m = run.team.next()) < M;) make_input(run, row(m), m, M, inputs, own);
             run.team.barrier();
         }
         return inputs;
@@ -83,7 +85,9 @@ class Linear : public Op {
             each(units * task / tasks * unit, std::min(blocks_, units * (task + 1) / tasks * unit));
     }
 
-    void make_input(const float* row, long m, long M, Inputs& inputs, Own& own) const;
+    // Whether one of its parts takes M tokens' codes in words.
+    bool in_words(const Run& run, long M) const;
+    void make_input(const Run& run, const float* row, long m, long M, Inputs& inputs, Own& own) const;
     // Blocks [begin, end); output n of a token m comes to y[m * stride + n].
     void multiply(Run& run, int member, Inputs& inputs, long M, long begin, long end, float* y, long stride) const;
     // The first output of a block.

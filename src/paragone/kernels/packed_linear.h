@@ -6,9 +6,7 @@
 #else
 #include "packed_halves.h"
 #endif
-#if PARAGONE_TILES
-#include "packed_tiles.h"
-#endif
+#include "packed_words.h"
 
 namespace PARAGONE_LEVEL {
 
@@ -38,25 +36,49 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
         }
         if (m < M) panels_tile<BITS, MINIMUM, FINE, P, 1>(w, p, x, m, to, coming);
     };
-#if PARAGONE_TILES
-    if (M >= TILE_ROWS)
-        for (; p < last; p++) panel_tiles<BITS, MINIMUM, FINE>(w, p, x, M, to);
-#endif
     if (M >= TILE)
         for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) tokens.template operator()<TILE_WIDTH>(p);
     for (; p < last; p++) tokens.template operator()<1>(p);
 }
 
-// Panels [first, last) of the weight by M tokens. The layouts are those that some format needs (ops/packed.py).
-static void packed_linear(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
+// Calls what it is given with a weight's layout: bits, has_minimum, fine. The layouts are those that some format needs
+// (ops/packed.py).
+template <class Call> static void with_layout(const Packed& w, Call call) {
     bool least = w.has_minimum, fine = w.fine;
-    auto run = w.has_levels  ? fine ? panels_times<LEVELS, false, true> : panels_times<LEVELS, false, false>
-               : w.bits == 4 ? least ? fine ? panels_times<4, true, true> : panels_times<4, true, false>
-                               : fine ? panels_times<4, false, true> : panels_times<4, false, false>
-               : w.bits == 5 ? least ? panels_times<5, true, false> : panels_times<5, false, false>
-               : w.bits == 6 ? panels_times<6, false, true>
-               : least ? panels_times<8, true, false> : panels_times<8, false, false>;
-    run(w, first, last, x, M, to);
+    if (w.has_levels) {
+        if (fine) call.template operator()<LEVELS, false, true>();
+        else call.template operator()<LEVELS, false, false>();
+    } else if (w.bits == 4) {
+        if (least && fine) call.template operator()<4, true, true>();
+        else if (least) call.template operator()<4, true, false>();
+        else if (fine) call.template operator()<4, false, true>();
+        else call.template operator()<4, false, false>();
+    } else if (w.bits == 5) {
+        if (least) call.template operator()<5, true, false>();
+        else call.template operator()<5, false, false>();
+    } else if (w.bits == 6) {
+        call.template operator()<6, false, true>();
+    } else {
+        if (least) call.template operator()<8, true, false>();
+        else call.template operator()<8, false, false>();
+    }
 }
+
+// Panels [first, last) of the weight by M tokens.
+static void packed_linear(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
+    with_layout(w, [&]<int BITS, bool MINIMUM, bool FINE>() {
+        panels_times<BITS, MINIMUM, FINE>(w, first, last, x, M, to);
+    });
+}
+
+#if PARAGONE_TILES
+static void packed_words_linear(const Packed& w, long first, long last, const Word* x, long M, const Out& to,
+                                Word* room) {
+    WholeTiles use;
+    with_layout(w, [&]<int BITS, bool MINIMUM, bool FINE>() {
+        panels_in_words<BITS, MINIMUM, FINE>(w, first, last, x, M, to, room);
+    });
+}
+#endif
 
 }  // namespace PARAGONE_LEVEL

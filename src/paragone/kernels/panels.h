@@ -116,7 +116,11 @@ static void panels_by_tokens(const Word* panels, long stride, long words, const 
                              const Out& to, long first, long count, bool alike = false,
                              const uint8_t* next = nullptr, const uint8_t* end = nullptr) {
 #if PARAGONE_TILES
-    if (!alike) return tiles_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count);
+    if (!alike) {
+        long steps = (M + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS) * (words + 15) / 16;
+        Coming coming{next, end, (end - next) / LINE / std::max(1L, steps) + 1};
+        return tiles_by_tokens<P>(panels, stride, words, x, x_stride, M, to, first, count, coming);
+    }
 #endif
     constexpr int WIDE = std::min(P, TOGETHER);
     long steps = P / WIDE * (M / TILE_TOKENS + M % TILE_TOKENS / 4 + M % 4) * words;

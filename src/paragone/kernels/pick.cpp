@@ -30,7 +30,7 @@ bool same_products(const Kernels& level, const Kernels& other) {
     alignas(64) static uint8_t panels[ROWS / 16 * compressed::panel_bytes(D)];
     std::vector<Outlier> outliers;
     std::vector<int64_t> lists;
-    std::vector<Word> room(std::max(level.compressed_room(D), other.compressed_room(D)));
+    std::vector<Word> room(std::max({level.compressed_room(D), other.compressed_room(D), level.packed_words.room}));
     alignas(64) static float x[M * D], y[2][M * ROWS], z[2][2][M * 16];
     for (float& number : x) number = next();
     for (long block = 0; block < D / 64; block++)
@@ -65,6 +65,15 @@ bool same_products(const Kernels& level, const Kernels& other) {
         both[i]->hadamard_linear({by_row, 16, D}, 0, 1, tokens, M, {z[i][1], 16, nullptr, false});
         both[i]->compressed_linear({panels, lists.data(), outliers.data(), ROWS, D}, 0, ROWS / 16, words, M, false,
                                    {y[i], ROWS, nullptr, false}, room.data());
+    }
+    if (M >= level.packed_words.least_tokens) {
+        alignas(64) static Word codes[M * D / 2];
+        alignas(64) static float rounded[M * 16];
+        for (long m = 0; m < M; m++) level.packed_words.inputs(quantised + m * D / 64, D, codes + m * D / 2);
+        level.packed_words.linear({{4, false, false, 1.0f}, panel, 16, D}, 0, 1, codes, M, {rounded, 16, nullptr, false},
+                                  room.data());
+        for (long i = 0; i < M * 16; i++)
+            if (!(std::fabs(rounded[i] - z[1][0][i]) < 0.1f)) return false;  // of sums of about 7
     }
     for (long i = 0; i < M * ROWS; i++)
         if (!(std::fabs(y[0][i] - y[1][i]) < 1e-4f)) return false;

@@ -7,15 +7,15 @@
 #include "hadamard.h"
 
 constexpr int32_t FEW = 8;       // tokens of a sequence that attend one by one
-constexpr long PIECE = 128;      // rows, about
 constexpr long ROUND = 4;        // where a part is cut: as products like it
 constexpr double UNEVEN = 1.25;  // what a piece costs at most, beside the mean
 constexpr long LONG = 16;        // rows whose logits take longer than waiting for a thread that another one holds up
 constexpr long SPARED = 16;      // rows whose last layer takes longer than setting the others apart
 
-void Inputs::reserve(long rows, long D, long versions, bool words, bool hadamard) {
+void Inputs::reserve(long rows, long D, long versions, bool code_words, bool words, bool hadamard) {
     if (hadamard) grow(hadamard_, rows * hadamard::token_bytes(D));
     if (versions) grow(quantised_, versions * rows * ((D + 63) / 64));
+    if (code_words) grow(code_words_, versions * rows * ((D + 63) / 64) * 32);
     if (words) grow(words_, rows * compressed::blocks_of(D) * compressed::INPUTS);
 }
 
@@ -110,8 +110,8 @@ Step Plan::wanted(const Step& step) const {
 // None where there are too few rows for that, or they cannot be dealt evenly: then all threads share each operation.
 std::vector<Piece> Plan::pieces(const Step& step, int threads, bool& apart) const {
     long least = threads * enough_ * threads / 2;  // more threads share the same memory: each needs more rows
-    if (step.parts.empty() || step.out || step.T < least || (threads == 1 && step.T <= PIECE)) return {};
-    long count = ((step.T + PIECE - 1) / PIECE + threads - 1) / threads * threads;
+    if (step.parts.empty() || step.out || step.T < least || (threads == 1 && step.T <= best.piece)) return {};
+    long count = ((step.T + best.piece - 1) / best.piece + threads - 1) / threads * threads;
     std::vector<long> before{0};  // costs of all rows before a row
     std::vector<bool> begins(step.T);
     for (const Part& part : step.parts) {

@@ -82,15 +82,17 @@ template <class T> void grow(Buffer<T>& room, size_t size) {
 // Room for a run of rows as products take them.
 class Inputs {
   public:
-    void reserve(long rows, long D, long versions, bool words, bool hadamard);  // versions of packed weights' inputs
+    // versions: of packed weights' inputs; code_words: whether those are wanted in words.
+    void reserve(long rows, long D, long versions, bool code_words, bool words, bool hadamard);
     Quantised* quantised() { return quantised_.data(); }
     uint8_t* hadamard() { return hadamard_.data(); }
+    Word* code_words() { return code_words_.data(); }
     Word* words() { return words_.data(); }
 
   private:
     Buffer<Quantised> quantised_;
     Buffer<uint8_t> hadamard_;
-    Buffer<Word> words_;
+    Buffer<Word> code_words_, words_;
 };
 
 // The largest of a token's outputs, and which it is; -1 where one is not a number.

@@ -5,6 +5,7 @@
 // Activations are float. N outputs, D inputs, M tokens, E width of a head.
 #pragma once
 
+#include <climits>
 #include <cstdint>
 #include <vector>
 
@@ -107,11 +108,19 @@ enum Activation { SILU, GELU_TANH, GELU };
 struct Kernels {
     const char* name;
     bool pairs;  // words hold two numbers
+    long piece;  // rows, about, that a thread works through at once
     void (*quantize_inputs)(const float* x, long D, Quantised* to);
     void (*hadamard_inputs)(const float* x, long D, uint8_t* token);  // hadamard.h says how a token lies
     void (*to_words)(const float* x, long D, Word* to);
     // Panels [first, last) by M tokens.
     void (*packed_linear)(const Packed&, long first, long last, const Quantised* x, long M, const Out& to);
+    // The same by tokens in words, for so many of them that it pays to bring the weights into words as well: both are
+    // rounded to bfloat16. Where there is none, least_tokens is LONG_MAX. room: `room` words.
+    struct {
+        long least_tokens, room;
+        void (*inputs)(const Quantised* x, long D, Word* to);  // D to the next 64
+        void (*linear)(const Packed&, long first, long last, const Word* x, long M, const Out& to, Word* room);
+    } packed_words;
     void (*hadamard_linear)(const Hadamard&, long first, long last, const uint8_t* x, long M, const Out& to);
     // Panels [first, last) by M tokens of words_of(D to the next 8) words each. `alike`: what comes out for a token is
     // the same to the bit for any M. room: compressed_room(D) words.

@@ -4,6 +4,9 @@
 // tested on processors without them.
 #pragma once
 
+#include <algorithm>
+
+#include "coming.h"
 #include "finish.h"
 
 #if PARAGONE_TILES
@@ -27,21 +30,17 @@ static_assert(sizeof(TileShapes) == 64);
 
 #if PARAGONE_TILES == 1
 
-// Loading reads memory that compilers do not know of.
+// Written out, for the compilers' own functions say nothing of the memory that they read and write: where they are
+// told that it may be all, sums leave their registers.
 #define TILE_LOAD(tile, from, stride) \
-    do { \
-        asm volatile("" ::: "memory"); \
-        _tile_loadd(tile, from, stride); \
-    } while (0)
+    asm volatile("tileloadd (%0,%1,1), %%tmm" #tile \
+                 : : "r"(from), "r"((long)(stride)), "m"(*(const uint8_t(*)[])(from)))
 #define TILE_STORE(tile, to, stride) \
-    do { \
-        _tile_stored(tile, to, stride); \
-        asm volatile("" ::: "memory"); \
-    } while (0)
-#define TILE_ZERO(tile) _tile_zero(tile)
+    asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((long)(stride)) : "memory")
+#define TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile :)
 // sums += a . b: signed bytes of a by unsigned ones of b, four in each lane; bfloat16 by bfloat16, two in each lane.
-#define TILE_DOT_QUADS(sums, a, b) _tile_dpbsud(sums, a, b)
-#define TILE_DOT_PAIRS(sums, a, b) _tile_dpbf16ps(sums, a, b)
+#define TILE_DOT_QUADS(sums, a, b) asm volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sums :)
+#define TILE_DOT_PAIRS(sums, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums :)
 
 // The tiles have these shapes as long as it lives.
 struct TileUse {
@@ -109,26 +108,37 @@ struct TileUse {
 
 #endif
 
-// Rows of `words` words, up to 16 of each, as a tile without holes: where they lie where all are there, else in `own`.
-struct TileSource {
-    const Word* at;
-    long stride;  // bytes
-
-    TileSource(const Word* from, long from_stride, long rows, long words, Word (&own)[TILE_ROWS][16]) {
-        if (rows >= TILE_ROWS && words >= 16) {
-            at = from;
-            stride = from_stride * 4;
-            return;
-        }
-        std::memset(own, 0, sizeof own);
-        for (long r = 0; r < std::min(rows, TILE_ROWS); r++)
-            std::memcpy(own[r], from + r * from_stride, std::min(words, 16L) * 4);
-        at = own[0];
-        stride = 64;
-    }
+// All eight tiles of 16 rows of 64 bytes, as everything here takes them.
+struct WholeTiles : TileUse {
+    static constexpr TileShapes SHAPES = [] {
+        TileShapes shapes;
+        for (int tile = 0; tile < 8; tile++) shapes.set(tile, TILE_ROWS, 64);
+        return shapes;
+    }();
+    WholeTiles() : TileUse(SHAPES) {}
 };
 
-// The first four tiles: sums of two panels by each of two runs of tokens.
+// Tiles of rows and of one or two panels multiplied: codes, or pairs of bfloat16 numbers.
+template <int P, bool CODES>
+PARAGONE_INLINE void multiply_tiles(const void* rows, long stride, bool wide, const void* panel, long panel_stride) {
+#define PARAGONE_DOT(sums, a, b) \
+    if constexpr (CODES) TILE_DOT_QUADS(sums, a, b); \
+    else TILE_DOT_PAIRS(sums, a, b)
+    TILE_LOAD(4, rows, stride);
+    TILE_LOAD(6, panel, 64);
+    PARAGONE_DOT(0, 4, 6);
+    if constexpr (P == 2) {
+        TILE_LOAD(7, (const uint8_t*)panel + panel_stride, 64);
+        PARAGONE_DOT(1, 4, 7);
+    }
+    if (!wide) return;
+    TILE_LOAD(5, (const uint8_t*)rows + TILE_ROWS * stride, stride);
+    PARAGONE_DOT(2, 5, 6);
+    if constexpr (P == 2) PARAGONE_DOT(3, 5, 7);
+#undef PARAGONE_DOT
+}
+
+// The first four tiles: sums of two runs of tokens with P panels each, in rows `stride` bytes apart.
 PARAGONE_INLINE void zero_sums() {
     TILE_ZERO(0);
     TILE_ZERO(1);
@@ -136,49 +146,82 @@ PARAGONE_INLINE void zero_sums() {
     TILE_ZERO(3);
 }
 
-template <class Sum> PARAGONE_INLINE void store_sums(Sum (&to)[4][TILE_ROWS][16]) {
-    TILE_STORE(0, to[0], 64);
-    TILE_STORE(1, to[1], 64);
-    TILE_STORE(2, to[2], 64);
-    TILE_STORE(3, to[3], 64);
+template <int P> PARAGONE_INLINE void load_sums(const void* from, long stride, bool wide) {
+    const uint8_t *near = (const uint8_t*)from, *far = near + TILE_ROWS * stride;
+    TILE_LOAD(0, near, stride);
+    if constexpr (P == 2) TILE_LOAD(1, near + 64, stride);
+    if (!wide) return;
+    TILE_LOAD(2, far, stride);
+    if constexpr (P == 2) TILE_LOAD(3, far + 64, stride);
 }
 
-// Rows [first, first + count) of the outputs, P panels of words in pairs, by M tokens, 32 of them at a time.
+template <int P> PARAGONE_INLINE void store_sums(void* to, long stride, bool wide) {
+    uint8_t *near = (uint8_t*)to, *far = near + TILE_ROWS * stride;
+    TILE_STORE(0, near, stride);
+    if constexpr (P == 2) TILE_STORE(1, near + 64, stride);
+    if (!wide) return;
+    TILE_STORE(2, far, stride);
+    if constexpr (P == 2) TILE_STORE(3, far + 64, stride);
+}
+
+// A run of tokens that is multiplied at once, of M from token `begin` on: as many as there are tiles for, or one tile of
+// them. The last run may begin before that: tokens are then multiplied once more, where they alone do not fill a tile.
+struct TileTokens {
+    bool wide;
+    long first, upto;
+
+    TileTokens(long begin, long M) : wide(M - begin > TILE_ROWS && M >= 2 * TILE_ROWS) {
+        long count = wide ? 2 * TILE_ROWS : TILE_ROWS;
+        first = std::max(0L, std::min(begin, M - count));
+        upto = std::min(M, first + count);
+    }
+};
+
+// Rows of up to 16 words, filled up with zeros.
+template <int ROWS>
+static void fill_up(const Word* from, long stride, long rows, long words, Word (&to)[ROWS][16]) {
+    std::memset(to, 0, sizeof to);
+    for (long r = 0; r < std::min<long>(rows, ROWS); r++)
+        std::memcpy(to[r], from + r * stride, std::min(words, 16L) * sizeof(Word));
+}
+
+// Rows [first, first + count) of the outputs, P panels of words in pairs, by M tokens, with WholeTiles, while [next, end)
+// comes nearer. Whole tiles are summed up where the outputs are.
 template <int P>
 static void tiles_by_tokens(const Word* panels, long panel_stride, long words, const Word* x, long x_stride, long M,
-                            const Out& to, long first, long count) {
-    TileShapes shapes;
-    for (int tile = 0; tile < 8; tile++) shapes.set(tile, TILE_ROWS, 64);
-    TileUse use(shapes);
-    alignas(64) Word own[4][TILE_ROWS][16];
-    alignas(64) float sums[4][TILE_ROWS][16];
-    for (long m = 0; m < M; m += 2 * TILE_ROWS) {
-        long tokens = std::min(2 * TILE_ROWS, M - m);
-        zero_sums();
-        for (long j = 0; j < words; j += 16) {
-            const Word *near = x + m * x_stride + j, *panel = panels + j * PANEL;
-            TileSource a(near, x_stride, tokens, words - j, own[0]);
-            TileSource b(panel, PANEL, words - j, 16, own[1]);
-            TILE_LOAD(4, a.at, a.stride);
-            TILE_LOAD(6, b.at, b.stride);
-            TILE_DOT_PAIRS(0, 4, 6);
-            if constexpr (P == 2) {
-                TileSource other(panel + panel_stride, PANEL, words - j, 16, own[2]);
-                TILE_LOAD(7, other.at, other.stride);
-                TILE_DOT_PAIRS(1, 4, 7);
+                            const Out& to, long first, long count, Coming coming) {
+    long whole = M < TILE_ROWS ? 0 : words / 16 * 16;
+    for (long done = 0; done < M;) {
+        TileTokens now(done, M);
+        const Word* tokens = x + now.first * x_stride;
+        float* y = to.y + now.first * to.stride + first;
+        bool there = M >= TILE_ROWS && count == P * PANEL && !to.bias && !(to.add && now.first < done);
+        if (there && to.add) load_sums<P>(y, to.stride * sizeof *y, now.wide);
+        else zero_sums();
+        for (long j = 0; j < whole; j += 16) {
+            multiply_tiles<P, false>(tokens + j, x_stride * sizeof *x, now.wide, panels + j * PANEL,
+                                     panel_stride * sizeof *panels);
+            coming.fetch_some();
+        }
+        for (long j = whole; j < words; j += 16) {
+            alignas(64) Word rows[2 * TILE_ROWS][16], filled[P][16][16];
+            fill_up(tokens + j, x_stride, now.upto - now.first, words - j, rows);
+            for (int p = 0; p < P; p++)
+                fill_up(panels + p * panel_stride + j * PANEL, PANEL, words - j, 16, filled[p]);
+            multiply_tiles<P, false>(rows, sizeof rows[0], now.wide, filled, sizeof filled[0]);
+        }
+        if (there) {
+            store_sums<P>(y, to.stride * sizeof *y, now.wide);
+        } else {
+            alignas(64) float sums[2 * TILE_ROWS][P * PANEL];
+            store_sums<P>(sums, sizeof sums[0], now.wide);
+            for (long m = done; m < now.upto; m++) {
+                VF out[P];
+                for (int p = 0; p < P; p++) out[p] = load(sums[m - now.first] + p * PANEL);
+                finish(to, m, first, count, out);
             }
-            if (tokens <= TILE_ROWS) continue;
-            TileSource far(near + TILE_ROWS * x_stride, x_stride, tokens - TILE_ROWS, words - j, own[3]);
-            TILE_LOAD(5, far.at, far.stride);
-            TILE_DOT_PAIRS(2, 5, 6);
-            if constexpr (P == 2) TILE_DOT_PAIRS(3, 5, 7);
         }
-        store_sums(sums);
-        for (long i = 0; i < tokens; i++) {
-            VF out[P];
-            for (int p = 0; p < P; p++) out[p] = load(sums[i / TILE_ROWS * 2 + p][i % TILE_ROWS]);
-            finish(to, m + i, first, count, out);
-        }
+        done = now.upto;
     }
 }
 
