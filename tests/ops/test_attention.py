@@ -14,10 +14,12 @@ HEADS = [(9, 3, 64), (4, 1, 256), (6, 6, 10), (8, 2, 80), (14, 2, 16)]
 PARTS = [(0, 1), (4, 2), (36, 1), (0, 40), (255, 1), (256, 70), (599, 1), (100, 130)]
 
 
-def check_attention(heads, parts, view, softcap=0.0, bias=None, *, eight_bit=False, deterministic=False):
+def check_attention(heads, parts, view, softcap=0.0, bias=None, *, eight_bit=False, deterministic=False, change=None):
     """Attention of some texts' parts, over blocks that lie anywhere, is what float64 gives."""
     H, K, E = heads
     texts = Texts(parts, K, E, eight_bit=eight_bit)
+    if change:
+        change(texts)
     x = 3 * torch.randn(len(texts.positions), (H + 2 * K) * E)
     spec = heads_spec(heads, texts.cache, scale=E**-0.5)
     cap = softcap or None
@@ -65,6 +67,17 @@ def test_single_tokens_that_see_more_than_is_kept_at_once():
     """A hundred tokens behind thirty thousand, one by one, among some that see little: their sums are joined a
     few tokens at a time."""
     check_attention((12, 1, 64), [(5, 1), (30_000, 100), (300, 1), (0, 3)], ("full", 0), deterministic=True)
+
+
+@pytest.mark.parametrize("size", [1e-3, 30.0, 300.0])
+def test_scores_of_which_later_ones_are_the_largest(size):
+    """By as much as e^-x holds, and by more: sums of earlier tiles of slots are nothing beside those of later ones."""
+
+    def grow(texts):
+        for table in texts.tables:
+            texts.cache[table, :2] *= torch.linspace(1e-3, 1, len(table))[:, None, None, None] * size
+
+    check_attention((6, 2, 64), [(900, 40), (700, 9), (0, 20)], ("full", 0), change=grow)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

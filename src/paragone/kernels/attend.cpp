@@ -7,7 +7,6 @@
 namespace {
 
 constexpr long MOST_SUMS = 4 << 20;  // floats: of the runs of slots of single queries that are kept at once
-constexpr long MOST_ROWS = 384;  // queries of a head that one task has at once: keys are read that often fewer times
 constexpr long LEAST_ROWS = 96;
 constexpr long TASKS = 6;        // for every member of several, while there are rows enough
 
@@ -29,9 +28,10 @@ Scoring Attend::scoring(const Run& run, long k) const {
 
 long Attend::tile(const Run& run) const {
     long tokens = 0, group = spec_.H / spec_.K;
+    long most = 6 * best.piece;  // queries of a head: keys are read that often fewer times
     for (int number : run.step.longer) tokens += run.step.parts[number].count;
-    if (run.members == 1) return std::max(1L, MOST_ROWS / group);
-    long rows = std::clamp(tokens * spec_.H / (TASKS * run.members), LEAST_ROWS, MOST_ROWS);
+    if (run.members == 1) return std::max(1L, most / group);
+    long rows = std::clamp(tokens * spec_.H / (TASKS * run.members), LEAST_ROWS, most);
     return std::max(1L, rows / group);
 }
 

@@ -163,9 +163,11 @@ static void settle(float* scores, long at, Span all, Span own, Scoring scoring, 
     *largest = top;
 }
 
-// Scores become weights: whole registers of them, from the first to the last that somebody sees.
-static void weigh(const float* scores, Span all, float top, float* total, Word* weights) {
-    VF added = load(total);
+// Scores become weights: whole registers of them, from the first to the last that somebody sees. False, and the total as
+// it was, where they are too large to be added up: then `top` was too small.
+static bool weigh(const float* scores, Span all, float top, float* total, Word* weights) {
+    constexpr float MOST = 0x1p60f;  // of a lane; weights are as exact as any others up to there
+    VF added = {};
     for (long s = all.from; s < all.upto; s += 2 * W) {
         VF one = weight_of(load(scores + s), splat(top)), other = weight_of(load(scores + s + W), splat(top));
         if constexpr (PAIRS) {
@@ -177,7 +179,9 @@ static void weigh(const float* scores, Span all, float top, float* total, Word* 
         added += one;
         added += other;
     }
-    store(total, added);
+    if (!(largest_of(added) < MOST)) return false;
+    store(total, load(total) + added);
+    return true;
 }
 
 // Rows [first, first + rows) of the queries, at most ROWS_AT_ONCE, with a tile of which keys and values are in panels.
@@ -203,9 +207,15 @@ static void attend_block(const Queries& queries, long group, long first, long ro
         const float* bias = scoring.bias ? scoring.bias + h * scoring.stride : nullptr;
         float* scores = room.scores + i * SCORES;
         Word* weights = room.weights + i * slot_words;
+        float *largest = room.largest + r, *total = room.totals + r * W;
         if (own.from < own.upto) {
-            settle(scores, at, all, own, scoring, bias, room.largest + r, room.totals + r * W, room.sums + r * E, E);
-            weigh(scores, all, room.largest[r], room.totals + r * W, weights);
+            // Scores are seldom much larger than those of the tiles before: of a query that sees all of a tile it need
+            // not be known then which is largest.
+            bool plain = own.from == 0 && own.upto == TILE_SLOTS && scoring.softcap == 0 && !bias;
+            if (!(plain && *largest > -__builtin_inff() && weigh(scores, all, *largest, total, weights))) {
+                settle(scores, at, all, own, scoring, bias, largest, total, room.sums + r * E, E);
+                if (!weigh(scores, all, *largest, total, weights)) store(total, splat(__builtin_nanf("")));
+            }
         } else {
             std::fill(weights + from, weights + all.upto / NUMBERS, 0);
         }

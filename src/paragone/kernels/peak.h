@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bytes.h"
+#include "tiles.h"
 
 namespace PARAGONE_LEVEL {
 
@@ -82,7 +83,36 @@ static long multiply_numbers(long rounds) {
     return rounds * FLOAT_CHAINS * 2 * NUMBERS * W;
 }
 
+#if PARAGONE_TILES
+// The same in matrix units, which have one rate for sums of whole rows of codes and one for those of bfloat16. Weights
+// of other formats become bfloat16 first, which is not counted.
+template <bool CODES> static long multiply_in_tiles(long rounds) {
+    WholeTiles use;
+    alignas(64) static const uint8_t numbers[TILE_ROWS][64] = {};
+    TILE_LOAD(4, numbers, 64);
+    TILE_LOAD(5, numbers, 64);
+    zero_sums();
+    for (long r = 0; r < rounds; r += 16) {
+        if constexpr (CODES) {
+            TILE_DOT_QUADS(0, 4, 5);
+            TILE_DOT_QUADS(1, 4, 5);
+            TILE_DOT_QUADS(2, 4, 5);
+            TILE_DOT_QUADS(3, 4, 5);
+        } else {
+            TILE_DOT_PAIRS(0, 4, 5);
+            TILE_DOT_PAIRS(1, 4, 5);
+            TILE_DOT_PAIRS(2, 4, 5);
+            TILE_DOT_PAIRS(3, 4, 5);
+        }
+    }
+    return (rounds + 15) / 16 * 4 * 2 * TILE_ROWS * 16 * (CODES ? 64 : 32);
+}
+#endif
+
 static long multiply(int bits, bool whole_rows, long rounds) {
+#if PARAGONE_TILES
+    return whole_rows ? multiply_in_tiles<true>(rounds) : multiply_in_tiles<false>(rounds);
+#endif
     return bits == 4    ? multiply_codes<4, SCALED>(rounds)
            : bits == 16 ? multiply_numbers(rounds)
            : whole_rows ? multiply_codes<8, WHOLE_ROW>(rounds)
