@@ -163,6 +163,13 @@ class Server:
         """What the log has of a kind."""
         return [line for line in self.lines if line["event"] == name]
 
+    def wait_for_event(self, name: str) -> None:
+        """The log is read by a thread: what it has may come a moment after an answer."""
+        deadline = time.monotonic() + 15
+        while not self.events(name):
+            assert time.monotonic() < deadline, name
+            time.sleep(0.05)
+
 
 class Forks:
     """What engines of short-lived servers are forked from (launch.py), for as many servers at once as it is

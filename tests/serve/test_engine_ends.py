@@ -69,10 +69,7 @@ def test_what_engines_are_forked_from_is_lost(own, number):
     os.kill(parent, number)
     if number == signal.SIGSTOP:
         os.kill(engine, signal.SIGKILL)
-    deadline = time.monotonic() + 15
-    while not server.events("engine_ended"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    server.wait_for_event("engine_ended")
     server.wait_until_ready(30)
     assert server.fork_server_pid() != parent
     assert _state(parent) == _state(engine) == b"Z", "neither is left"
@@ -87,7 +84,7 @@ def test_an_engine_that_hangs(quick):
     found = server.complete()
     assert (found.status, found.error["code"]) == (500, "engine_error")
     assert time.monotonic() - begin < 15
-    assert server.events("engine_hangs")
+    server.wait_for_event("engine_hangs")
     check_another(server, engine)
 
 
@@ -97,10 +94,7 @@ def test_an_engine_that_hangs_while_nobody_stays(quick):
     engine = server.engine_pid()
     os.kill(engine, signal.SIGSTOP)
     assert [server.complete(timeout=0.2).status for _ in range(3)] == [504] * 3
-    deadline = time.monotonic() + 15
-    while not server.events("engine_hangs"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    server.wait_for_event("engine_hangs")
     check_another(server, engine)
 
 

@@ -6,6 +6,7 @@
 #else
 #include "packed_halves.h"
 #endif
+#include "packed_tiles.h"
 #include "packed_words.h"
 
 namespace PARAGONE_LEVEL {
@@ -36,6 +37,12 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
         }
         if (m < M) panels_tile<BITS, MINIMUM, FINE, P, 1>(w, p, x, m, to, coming);
     };
+#if PARAGONE_TILES
+    if constexpr (!FINE) {  // a tile of 16 inputs takes as long as one of 32
+        if (M >= LEAST_OF_TILE * ((M + TILE_ROWS - 1) / TILE_ROWS))
+            return codes_by_tiles<BITS, MINIMUM>(w, first, last, x, M, to);
+    }
+#endif
     if (M >= TILE)
         for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) tokens.template operator()<TILE_WIDTH>(p);
     for (; p < last; p++) tokens.template operator()<1>(p);

@@ -12,6 +12,7 @@ namespace PARAGONE_LEVEL {
 
 static_assert(PAIRS && V == 1);
 constexpr long BLOCK_WORDS = BLOCK / NUMBERS;
+constexpr long LEAST_TOKENS = 24;  // for which it is faster than sums of codes
 constexpr long CHUNK = 16;  // blocks of two panels that are in words at once
 
 // One token's codes, as words: what comes out differs from sums of codes by the rounding of the factors alone.

@@ -37,9 +37,13 @@ static_assert(sizeof(TileShapes) == 64);
                  : : "r"(from), "r"((long)(stride)), "m"(*(const uint8_t(*)[])(from)))
 #define TILE_STORE(tile, to, stride) \
     asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((long)(stride)) : "memory")
+// To an array of rows, and to nothing else.
+#define TILE_STORE_TO(tile, to) \
+    asm volatile("tilestored %%tmm" #tile ", (%1,%2,1)" : "=m"(to) : "r"(&to), "r"((long)sizeof to[0]))
 #define TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile :)
-// sums += a . b: signed bytes of a by unsigned ones of b, four in each lane; bfloat16 by bfloat16, two in each lane.
+// sums += a . b: signed bytes of a by unsigned or signed ones of b, four in each lane; bfloat16 by bfloat16, two.
 #define TILE_DOT_QUADS(sums, a, b) asm volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #sums :)
+#define TILE_DOT_SIGNED(sums, a, b) asm volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sums :)
 #define TILE_DOT_PAIRS(sums, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sums :)
 
 // The tiles have these shapes as long as it lives.
@@ -75,9 +79,9 @@ struct SoftwareTiles {
                 std::memcpy(at[sums][m] + 4 * n, &sum, 4);
             }
     }
-    void dot_quads(int sums, int a, int b) {
+    template <class Weight> void dot_quads(int sums, int a, int b) {
         dot<int32_t>(sums, a, b, [](int32_t sum, const uint8_t* x, const uint8_t* w) {
-            for (int i = 0; i < 4; i++) sum += (int8_t)x[i] * w[i];
+            for (int i = 0; i < 4; i++) sum += (int8_t)x[i] * (Weight)w[i];
             return sum;
         });
     }
@@ -99,7 +103,9 @@ static thread_local SoftwareTiles tiles;
 #define TILE_LOAD(tile, from, stride) tiles.load(tile, from, stride)
 #define TILE_STORE(tile, to, stride) tiles.store(tile, to, stride)
 #define TILE_ZERO(tile) std::memset(tiles.at[tile], 0, sizeof tiles.at[tile])
-#define TILE_DOT_QUADS(sums, a, b) tiles.dot_quads(sums, a, b)
+#define TILE_STORE_TO(tile, to) tiles.store(tile, to, sizeof to[0])
+#define TILE_DOT_QUADS(sums, a, b) tiles.dot_quads<uint8_t>(sums, a, b)
+#define TILE_DOT_SIGNED(sums, a, b) tiles.dot_quads<int8_t>(sums, a, b)
 #define TILE_DOT_PAIRS(sums, a, b) tiles.dot_pairs(sums, a, b)
 
 struct TileUse {
