@@ -14,7 +14,9 @@ HEADS = [(9, 3, 64), (4, 1, 256), (6, 6, 10), (8, 2, 80), (14, 2, 16)]
 PARTS = [(0, 1), (4, 2), (36, 1), (0, 40), (255, 1), (256, 70), (599, 1), (100, 130)]
 
 
-def check_attention(heads, parts, view, softcap=0.0, bias=None, *, eight_bit=False, deterministic=False, change=None):
+def check_attention(
+    heads, parts, view, softcap=0.0, bias=None, *, eight_bit=False, deterministic=False, change=None
+):
     """Attention of some texts' parts, over blocks that lie anywhere, is what float64 gives."""
     H, K, E = heads
     texts = Texts(parts, K, E, eight_bit=eight_bit)
