@@ -213,13 +213,11 @@ static void hadamard_linear(const Hadamard& w, long first, long last, const uint
         Panels<P> panels(w, p);
         long shares = (M + SIDE - 1) / SIDE, share = (M + shares - 1) / shares;
         // While all tokens pass these panels, the next ones come: by three tiles or more so slowly that they are best
-        // off in the first cache (by two a tenth slower than in the second, by three a fortieth faster). A single token
-        // reads panels as they lie: with wide registers the processor fetches them ahead by itself, with narrow ones it
-        // has to be told.
+        // off in the first cache (by two a tenth slower than in the second, by three a fortieth faster).
         const uint8_t* next = w.panels + (p + P) * bytes;
         long times = 4 * shares * runs;
         Coming coming{next, std::min(next + P * bytes, end), (P * bytes / LINE + times - 1) / times, shares > 2};
-        if (M == 1) coming.at = W == 16 ? end : next;
+        if (M == 1) coming = {SINGLE_AHEAD ? panels.codes + SINGLE_AHEAD : end, end, 4 * P};  // as they lie
         hadamard_some<P, SIDE>(panels, runs, x, 0, M, share, to, coming);
     };
     long p = first;

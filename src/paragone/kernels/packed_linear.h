@@ -11,17 +11,14 @@
 
 namespace PARAGONE_LEVEL {
 
-constexpr long AHEAD = 1024;  // bytes
-
 template <int BITS, bool MINIMUM, bool FINE>
 static void panels_times(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
     constexpr long LINES = block_bytes(BITS, MINIMUM, FINE) / LINE;  // of a block of one panel
     long stride = (w.D + BLOCK - 1) / BLOCK * LINES * LINE, p = first;
     if (M == 1) {
-        // Panels lie as they are read. With wide registers the processor fetches them ahead by itself, faster than it
-        // can be told to; with narrow ones a line takes so many instructions that it does not see the next in time.
+        // Panels lie as they are read.
         const uint8_t *from = w.panels + p * stride, *end = w.panels + last * stride;
-        Coming coming{W < 16 ? from + AHEAD : end, end, LINES};
+        Coming coming{SINGLE_AHEAD ? from + SINGLE_AHEAD : end, end, LINES};
         for (; p < last; p++) panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, p, x, 0, to, coming);
         return;
     }
