@@ -107,7 +107,7 @@ PARAGONE_INLINE void hadamard_tile(const Panels<P>& panels, long runs, const uin
 // The same by tokens [m, m + count), as tiles of `each`, MOST at most; a last one may be less.
 template <int P, int MOST>
 static void hadamard_some(const Panels<P>& panels, long runs, const uint8_t* x, long m, long count, long each,
-                           const Out& to, Coming& coming) {
+                          const Out& to, Coming& coming) {
     if constexpr (MOST > 1)
         if (each < MOST) return hadamard_some<P, MOST - 1>(panels, runs, x, m, count, each, to, coming);
     for (; count >= MOST; m += MOST, count -= MOST) hadamard_tile<P, MOST>(panels, runs, x, m, to, coming);
