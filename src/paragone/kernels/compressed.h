@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <utility>
 
 #include "bytes.h"
@@ -172,7 +173,8 @@ static void compressed_linear(const Compressed& weight, long first, long last, c
     long bytes = compressed::panel_bytes(weight.D);
     const Word* few = x;
 #if PARAGONE_TILES
-    WholeTiles use;
+    std::optional<WholeTiles> use;
+    if (M > FEW && !alike) use.emplace();
 #endif
     long shares = (M + TOGETHER_FEW - 1) / TOGETHER_FEW, share = (M + shares - 1) / shares;
     if (M > 1 && M <= FEW) {

@@ -36,7 +36,7 @@ long Matrix::bytes(long D) const {
 }
 
 bool Matrix::in_words(long M, bool alike) const {
-    return kind == PACKED && M >= best.packed_words.least_tokens && !alike;
+    return kind == PACKED && best.packed_words.linear && M >= best.packed_words.least_tokens && !alike;
 }
 
 // Whole blocks of 16 rows, so that no two threads write to one line of the cache.
@@ -273,7 +273,7 @@ std::string Linear::describe() const {
         else if (part.kind == Matrix::PACKED)
             out += (part.packed.has_levels ? " levels" : " int") + std::to_string(part.packed.bits) +
                    (part.packed.has_minimum ? "+min" : "") + (part.packed.fine ? "/16" : "/32") +
-                   (part.order ? " in another order" : "");
+                   (part.order ? " in another order" : "") + (part.in_words(LONG_MAX, false) ? " (bf16 for many)" : "");
         else out += " bf16";
     }
     return out + prologue_.describe();
