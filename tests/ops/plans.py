@@ -20,10 +20,11 @@ def in_words(tokens, deterministic=False):
 
 
 def as_multiplied(matrix, tokens, deterministic=False):
-    """A packed weight in float64, as it is multiplied: in words, its numbers are rounded to the nearest bfloat16."""
+    """A packed weight in float64, as it is multiplied: in words, its numbers are rounded to float16, times 2^12, and
+    from there to bfloat16, ties to the larger."""
     weight = matrix.dequantize()
     if in_words(tokens, deterministic):
-        weight = ((weight.view(torch.int32) + 0x8000) & -0x10000).view(torch.float32)
+        weight = ((weight * 2**12).half().view(torch.int16) + 4 & -8).view(torch.half).double() * 2**-12
     return weight.double()
 
 

@@ -28,6 +28,8 @@ from tests.ops.plans import (
     random_hadamard,
     random_packed,
     run,
+    run_in_place,
+    seen,
 )
 
 
@@ -131,6 +133,37 @@ def test_packed_products(packing, shape, tokens):
         want = x.double() @ as_multiplied(matrix, tokens, deterministic).T + bias.double()
         got = run(x, linear([matrix], bias), shape[0], deterministic)
         assert ((got - want).abs() <= error(packing, tokens, deterministic) * size).all()
+
+
+@pytest.mark.parametrize("tokens", [9, 10, 17, 33, 47, 65, 70, 130])
+def test_products_are_added_to_what_is_there(tokens):
+    """Rows of several tiles, which some tokens are in twice."""
+    x = inputs(tokens, 96)
+    for packing in FORMATS:
+        matrix = random_packed(96, 96, packing)[0]
+        got, weight = x.clone(), as_multiplied(matrix, tokens)
+        op = native.Linear(native.X, 96, native.X, 96, [seen(matrix)], 0, native.Prologue(), True)
+        run_in_place(got, op)
+        size = x.double().abs() @ weight.abs().T + x.abs()
+        assert ((got - x - x.double() @ weight.T).abs() <= (error(packing, tokens) + 2e-6) * size).all()
+
+
+@pytest.mark.parametrize("size", [0, 2.0**-20, 2.0**-12, 1, 2.0**7, 2.0**15])
+def test_weights_of_any_size_that_float16_scales_give(size):
+    """Panels of larger and of smaller numbers than others of the same matrix among them."""
+    x = inputs(40, 128)
+    for packing in FORMATS:
+        codes = torch.randint(0, 2**packing.bits, (64, 128), dtype=torch.uint8)
+        groups = 128 // packing.group
+        scale = (
+            torch.rand(64, groups) * size * torch.tensor([1, 2**-4, 1.9, 0]).repeat_interleave(16)[:, None]
+        )
+        scale = packing.rounded(scale)
+        matrix = PackedMatrix(64, 128, packing)
+        matrix.put(0, codes, scale, packing.rounded(-scale * 3) if packing.has_minimum else None)
+        weight = matrix.dequantize().double()
+        want, most = x.double() @ weight.T, x.double().abs() @ weight.abs().T
+        assert ((run(x, linear([matrix]), 64) - want).abs() <= 2.0**-8 * most + 1e-9 * size).all()
 
 
 def test_inputs_in_eight_bits():

@@ -45,8 +45,8 @@ void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, boo
     switch (kind) {
         case PACKED:
             if (in_words(M, alike))
-                return best.packed_words.linear(packed, first, last, inputs.code_words() + version * M * ((D + 63) / 64) * 32,
-                                                M, out, own.panels.data());
+                return best.packed_words.linear(packed, first, last, inputs.code_words(version, M, D), M, out,
+                                                own.panels.data());
             return best.packed_linear(packed, first, last, inputs.quantised() + version * M * ((D + 63) / 64), M, out);
         case HADAMARD: return best.hadamard_linear(hadamard, first, last, inputs.hadamard(), M, out);
         case COMPRESSED:
@@ -116,7 +116,7 @@ void Linear::make_input(const Run& run, const float* row, long m, long M, Inputs
         long at = (version * M + m) * ((D_ + 63) / 64);
         Quantised* codes = inputs.quantised() + at;
         best.quantize_inputs(ordered, D_, codes);
-        if (code_words) best.packed_words.inputs(codes, D_, inputs.code_words() + at * 32);
+        if (code_words) best.packed_words.inputs(codes, D_, m, M, inputs.code_words(version, M, D_));
     }
     if (hadamard_) best.hadamard_inputs(input, D_, inputs.hadamard() + m * hadamard::token_bytes(D_));
     if (!words_) return;

@@ -78,9 +78,12 @@ static void packed_linear(const Packed& w, long first, long last, const Quantise
 #if PARAGONE_TILES
 static void packed_words_linear(const Packed& w, long first, long last, const Word* x, long M, const Out& to,
                                 Word* room) {
-    WholeTiles use;
+    TokenTiles tokens(M);
+    TileShapes shapes;
+    for (int tile = 0; tile < 8; tile++) shapes.set(tile, tile == 6 ? TILE_ROWS : tokens.rows, 64);
+    TileUse use(shapes);
     with_layout(w, [&]<int BITS, bool MINIMUM, bool FINE>() {
-        panels_in_words<BITS, MINIMUM, FINE>(w, first, last, x, M, to, room);
+        panels_in_words<BITS, MINIMUM, FINE>(w, first, last, x, tokens, to, room);
     });
 }
 #endif

@@ -1,96 +1,234 @@
-// Products of packed weights by many tokens in bfloat16, for matrix units: sums of codes have to be brought to scale
-// after every 32 inputs, which takes longer than the products do, while products of bfloat16 are summed up by the unit
-// itself. A panel is brought into words once, which stay in a near cache while all tokens pass.
+// Products of packed weights by some tokens or many in bfloat16, for matrix units: sums of codes have to be brought to
+// scale after every 32 inputs, which takes longer than the products do, while products of bfloat16 are summed up by the
+// unit itself. What the unit multiplies next is brought into words while it multiplies: sixteen rows of 32 inputs at a
+// time, for four tiles of tokens at most, so that neither waits for the other.
+//
+// Words are made in float16: in units of 2^-UNIT, numbers of weights are within its range. As words they are 2^-100 of
+// what they stand for, and inputs are 2^100 times.
 #pragma once
 
-#include "packed.h"
-#include "panels.h"
+#include "finish.h"
+#include "halves.h"
+#include "tiles.h"
 
 #if PARAGONE_TILES
 
 namespace PARAGONE_LEVEL {
 
 static_assert(PAIRS && V == 1);
-constexpr long BLOCK_WORDS = BLOCK / NUMBERS;
-constexpr long LEAST_TOKENS = 24;  // for which it is faster than sums of codes
-constexpr long CHUNK = 16;  // blocks of two panels that are in words at once
+constexpr long LEAST_TOKENS = 10;  // for which it is faster than sums of codes
+constexpr long HALF = BLOCK / 2;  // inputs of a tile
+constexpr long TILE_WORDS = TILE_ROWS * HALF / NUMBERS;
+constexpr int PASS_TILES = 4;  // of tokens, that pass a panel at once
+constexpr int UNIT = 12;
+constexpr int INPUTS_UNIT = -HALF_TO_WORD - UNIT;
+constexpr long AHEAD_OF_WORDS = 6144;  // bytes of codes: what is asked for in time
+constexpr long RING = 2;  // tiles of words: that which is multiplied, and the next
+constexpr long PACKED_WORDS_ROOM = RING * TILE_WORDS;
 
-// One token's codes, as words: what comes out differs from sums of codes by the rounding of the factors alone.
-static void codes_to_words(const Quantised* x, long D, Word* to) {
-    for (long b = 0; b < (D + BLOCK - 1) / BLOCK; b++, x++)
-        for (int half = 0; half < 2; half++, to += PANEL) {
-            const int8_t* codes = x->codes + half * 2 * PANEL;
-            store((uint16_t*)to, load(codes) * x->scales[half], load(codes + PANEL) * x->scales[half]);
-        }
-}
-
-// Words of two bfloat16 numbers each, the lower halves of `low`: finite numbers, rounded to the nearest.
-PARAGONE_INLINE VI to_pairs(VF low, VF high) {
-    VU one = ((VU)low + 0x8000) >> 16, other = (VU)high + 0x8000;
-    return (VI)_mm512_mask_mov_epi16((__m512i)one, 0xaaaaaaaa, (__m512i)other);
-}
-
-// A block of a panel as words, sixteen rows side by side.
-template <int BITS, bool MINIMUM, bool FINE>
-PARAGONE_INLINE void words_of_block(const Packed& weight, const uint8_t* block, Word* to) {
-    constexpr float CENTER = meant(BITS) == 8 ? 128 : MINIMUM ? 0 : 8 << (stored(BITS) - 4);
-    VF counted;  // what codes of four bits stand for
-    for (int i = 0; i < PANEL; i++) counted[i] = i - CENTER;
-#pragma GCC unroll 4
-    for (int quarter = 0; quarter < 4; quarter++) {
-        Quarter<BITS, MINIMUM, FINE, 1> w;
-        w.fetch(weight, block, 0, quarter / 2, quarter % 2);
-        VF scale = w.scales[0] * weight.unit, zero = {};
-        if constexpr (BITS != 4) zero = scale * -CENTER;
-        if constexpr (MINIMUM) zero = multiply_add(w.minima[0], weight.unit, zero);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            VF numbers[4];
-#pragma GCC unroll 4
-            for (int byte = 0; byte < 4; byte++) {
-                VI code = (VI)((VU)w.codes[i][0] >> 8 * byte);
-                VF number = BITS == 4 ? (VF)_mm512_permutexvar_ps((__m512i)code, (__m512)counted)
-                                      : __builtin_convertvector(code & 255, VF);
-                numbers[byte] = BITS == 4 && !MINIMUM ? number * scale : multiply_add(number, scale, zero);
-            }
-            for (int pair = 0; pair < 2; pair++, to += PANEL) {
-                VI words = to_pairs(numbers[2 * pair], numbers[2 * pair + 1]);
-                std::memcpy(to, &words, sizeof words);
-            }
-        }
+// Token m of M, from its codes, as words of its tiles: one after the other by tokens, then by 32 inputs. Of four inputs
+// the second and the third change places, as those of the weights do.
+static void codes_to_words(const Quantised* x, long D, long m, long M, Word* to) {
+    TokenTiles tokens(M);
+    long halves = (D + BLOCK - 1) / BLOCK * 2, tile = m / tokens.rows, last = tokens.tiles - 1;
+    auto place = [&](long tile) { return to + (tile * halves * TILE_ROWS + m - tokens.first(tile)) * TILE_ROWS; };
+    Word *near = place(tile), *also = m >= tokens.first(last) ? place(last) : near;  // of one tile, or of two
+    for (long h = 0; h < halves; h++, near += TILE_WORDS, also += TILE_WORDS) {
+        const int8_t* codes = x[h / 2].codes + h % 2 * HALF;
+        float scale = x[h / 2].scales[h % 2] * 0x1p+100f;
+        static_assert(INPUTS_UNIT == 100);
+        VF numbers[2];
+        for (int i = 0; i < 2; i++) numbers[i] = (VF)_mm512_permute_ps((__m512)(load(codes + i * PANEL) * scale), 0xd8);
+        store((uint16_t*)near, numbers[0], numbers[1]);
+        if (also != near) store((uint16_t*)also, numbers[0], numbers[1]);
     }
 }
 
-constexpr long PACKED_WORDS_ROOM = TILE_PANELS * CHUNK * BLOCK_WORDS * PANEL;
+// What makes words of codes in float16. Scales become numbers of the unit when they are multiplied by `factor`.
+template <int BITS, bool MINIMUM, bool FINE> struct WordMaker {
+    static constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE), SCALES = BLOCK * PANEL * stored(BITS) / 8;
+    static constexpr int CENTER = meant(BITS) == 8 ? 128 : MINIMUM ? 0 : 8 << (stored(BITS) - 4);
 
-// Panels [first, last) of the weight by M tokens, a chunk of one or two of them at a time.
-template <int BITS, bool MINIMUM, bool FINE>
-static void panels_in_words(const Packed& w, long first, long last, const Word* x, long M, const Out& to, Word* room) {
-    constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
-    long blocks = (w.D + BLOCK - 1) / BLOCK, stride = blocks * BLOCK_WORDS;
-    auto multiply = [&]<int P>(long p) {
-        for (long from = 0; from < blocks; from += CHUNK) {
-            long deep = std::min(CHUNK, blocks - from), words = deep * BLOCK_WORDS;
-            for (int q = 0; q < P; q++) {
-                const uint8_t* block = w.panels + ((p + q) * blocks + from) * SIZE;
-                Word* panel = room + q * words * PANEL;
-                for (long b = 0; b < deep; b++, block += SIZE, panel += BLOCK_WORDS * PANEL)
-                    words_of_block<BITS, MINIMUM, FINE>(w, block, panel);
+    const Packed& weight;
+    Halves table{}, factor{};  // what codes of four bits stand for, twice
+
+    explicit WordMaker(const Packed& weight) : weight(weight) {
+        float numbers[PANEL];
+        for (int i = 0; i < PANEL; i++) numbers[i] = BITS == LEVELS ? weight.levels[i] - 128.0f : i - (float)CENTER;
+        table = _mm512_broadcast_i64x4(_mm512_cvtps_ph((__m512)load(numbers), _MM_FROUND_TO_NEAREST_INT));
+    }
+
+    // Half `half` of a block.
+    PARAGONE_MEMBER void make(const uint8_t* block, int half, Word* to) const {
+        const uint16_t* scales = (const uint16_t*)(block + SCALES) + half * (FINE ? 2 : 1) * PANEL;
+#pragma GCC unroll 2
+        for (int quarter = 0; quarter < 2; quarter++) {
+            const uint16_t* own = scales + (FINE ? quarter * PANEL : 0);
+            Halves scale = product(twice(own), factor), minimum{};
+            if constexpr (MINIMUM) minimum = product(twice(own + (FINE ? 4 : 2) * PANEL), factor);
+            auto put = [&](Halves number, Word* at) {
+                number = MINIMUM ? product_plus(number, scale, minimum) : product(number, scale);
+                _mm512_storeu_si512(at, to_word_halves(number));
+            };
+            if constexpr (stored(BITS) == 4) {
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++, to += 2 * PANEL) {
+                    // Of an index the five lowest bits count, and the table has everything twice.
+                    Halves both = _mm512_loadu_si512(block + (half * 4 + i) * 64);
+                    Halves even = quarter ? _mm512_srli_epi16(both, 4) : both;
+                    put(_mm512_permutexvar_epi16(even, table), to);
+                    put(_mm512_permutexvar_epi16(_mm512_srli_epi16(both, quarter ? 12 : 8), table), to + PANEL);
+                }
+            } else {
+                Quarter<BITS, MINIMUM, FINE, 1> w;
+                w.fetch(weight, block, 0, half, quarter);
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++, to += 2 * PANEL) {
+                    Halves codes = (Halves)w.codes[i][0];
+                    put(number_of(codes), to);
+                    put(number_of(_mm512_srli_epi16(codes, 8)), to + PANEL);
+                }
             }
-            Out mine = to;
-            if (from) {
-                mine.add = true;
-                mine.bias = nullptr;
-            }
-            const uint8_t* next = w.panels + ((p + P - 1) * blocks + from + deep) * SIZE;
-            panels_by_tokens<P>(room, words * PANEL, words, x + from * BLOCK_WORDS, stride, M, mine, p * PANEL,
-                                std::min(P * PANEL, w.rows - p * PANEL), false, next,
-                                std::min(next + P * deep * SIZE, w.panels + last * blocks * SIZE));
         }
+    }
+
+  private:
+    // The lower byte of each: 1024 + code are the bits of 1024 with the code's below them.
+    PARAGONE_MEMBER static Halves number_of(Halves codes) {
+        constexpr int AND_OR = 0xea;  // (a & b) | c
+        const Halves beginning = splat_half(half_power(10)), center = splat_half(half_power(10) + CENTER);
+        return difference(_mm512_ternarylogic_epi64(codes, splat_half(255), beginning, AND_OR), center);
+    }
+};
+
+// What scales of a panel are multiplied by so that numbers are within float16: 2^power, and outputs by `rest`.
+struct PanelUnit {
+    int power;
+    float rest;
+};
+
+template <int BITS, bool MINIMUM, bool FINE>
+static PanelUnit unit_of(const Packed& w, const uint8_t* panel, long blocks) {
+    using Maker = WordMaker<BITS, MINIMUM, FINE>;
+    const __m512i sizes = splat_half(0x7fff);
+    __m512i top{};
+    for (long b = 0; b < blocks; b++)
+        for (long at = Maker::SCALES; at < Maker::SIZE; at += 64)
+            top = _mm512_max_epu16(top, _mm512_and_si512(_mm512_loadu_si512(panel + b * Maker::SIZE + at), sizes));
+    __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(top), _mm512_extracti64x4_epi64(top, 1));
+    __m128i few = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    // The largest is what is left when the smallest of the complements is taken.
+    int most = 0xffff - _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(few, _mm_set1_epi16(-1))), 0);
+    constexpr int DIGITS = meant(BITS) == 8 ? 7 : stored(BITS) - !MINIMUM;  // of a number by its scale
+    int size = (most >> 10) - 15 + 1;  // all scales and minima are below 2^size
+    int largest = 15 - size - DIGITS - MINIMUM;  // power that all numbers bear
+    int exponent;
+    bool power_of_two = std::frexp(w.unit, &exponent) == 0.5f;
+    int usual = UNIT + exponent - 1;
+    if (power_of_two && usual >= -14 && usual <= std::min(largest, 15) && (most == 0 || usual + size > -4)) return {usual, 1.0f};
+    int power = std::clamp(largest, -14, 15);
+    return {power, std::ldexp(w.unit, UNIT - power)};
+}
+
+// The first tiles are sums, one of them for each tile of tokens, whose rows begin at row(tile) and are `stride` floats
+// apart.
+template <int TILES, class Row> PARAGONE_INLINE void load_tile_sums(Row row, long stride) {
+    TILE_LOAD(0, row(0), stride * sizeof(float));
+    if constexpr (TILES > 1) TILE_LOAD(1, row(1), stride * sizeof(float));
+    if constexpr (TILES > 2) TILE_LOAD(2, row(2), stride * sizeof(float));
+    if constexpr (TILES > 3) TILE_LOAD(3, row(3), stride * sizeof(float));
+}
+
+template <int TILES, class Row> PARAGONE_INLINE void store_tile_sums(Row row, long stride) {
+    TILE_STORE(0, row(0), stride * sizeof(float));
+    if constexpr (TILES > 1) TILE_STORE(1, row(1), stride * sizeof(float));
+    if constexpr (TILES > 2) TILE_STORE(2, row(2), stride * sizeof(float));
+    if constexpr (TILES > 3) TILE_STORE(3, row(3), stride * sizeof(float));
+}
+
+// Tiles of tokens, `size` words apart, by one of words.
+template <int TILES> PARAGONE_INLINE void multiply_token_tiles(const Word* x, long size, const Word* words) {
+    TILE_LOAD(6, words, 64);
+    TILE_LOAD(4, x, 64);
+    TILE_DOT_PAIRS(0, 4, 6);
+    if constexpr (TILES > 1) {
+        TILE_LOAD(5, x + size, 64);
+        TILE_DOT_PAIRS(1, 5, 6);
+    }
+    if constexpr (TILES > 2) {
+        TILE_LOAD(7, x + 2 * size, 64);
+        TILE_DOT_PAIRS(2, 7, 6);
+    }
+    if constexpr (TILES > 3) {
+        TILE_LOAD(4, x + 3 * size, 64);
+        TILE_DOT_PAIRS(3, 4, 6);
+    }
+}
+
+// A panel by some tiles of tokens.
+template <int TILES, class Maker>
+PARAGONE_INLINE void panel_by_tiles(const Maker& from, const uint8_t* panel, long blocks, const Word* x, Word* ring) {
+    constexpr long LINES = Maker::SIZE / LINE;
+    const Maker maker = from;  // stays in registers
+    long size = 2 * blocks * TILE_WORDS;
+    auto make = [&](const uint8_t* block, int half) {
+        for (long line = half * LINES / 2; line < (half + 1) * LINES / 2; line++)
+            __builtin_prefetch(block + AHEAD_OF_WORDS + line * LINE, 0, 2);
+        maker.make(block, half, ring + half * TILE_WORDS);
     };
-    long p = first;
-    for (; p + TILE_PANELS <= last; p += TILE_PANELS) multiply.template operator()<TILE_PANELS>(p);
-    for (; p < last; p++) multiply.template operator()<1>(p);
+    make(panel, 0);
+    for (long b = 0; b < blocks; b++, panel += Maker::SIZE) {
+        make(panel, 1);
+        multiply_token_tiles<TILES>(x, size, ring);
+        if (b + 1 < blocks) make(panel + Maker::SIZE, 0);
+        multiply_token_tiles<TILES>(x + TILE_WORDS, size, ring + TILE_WORDS);
+        x += 2 * TILE_WORDS;
+    }
+}
+
+// The same, to outputs [n, n + count) of the tokens of tiles from `tile` on.
+template <int TILES, class Maker>
+static void pass_tiles(const Maker& maker, const uint8_t* panel, long blocks, const Word* x, Word* ring,
+                       const TokenTiles& tokens, long tile, const Out& to, long n, long count, float rest) {
+    x += tile * 2 * blocks * TILE_WORDS;
+    bool there = count == PANEL && !to.bias && rest == 1.0f;
+    auto output = [&](long t) { return to.y + tokens.first(tile + t) * to.stride + n; };
+    if (there && to.add) load_tile_sums<TILES>(output, to.stride);
+    else zero_sums();
+    panel_by_tiles<TILES>(maker, panel, blocks, x, ring);
+    if (there) return store_tile_sums<TILES>(output, to.stride);
+    alignas(64) float sums[TILES][TILE_ROWS][PANEL];
+    store_tile_sums<TILES>([&](long t) { return sums[t][0]; }, PANEL);
+    for (long t = 0; t < TILES; t++)
+        for (long m = (tile + t) * tokens.rows; m < tokens.first(tile + t) + tokens.rows; m++) {
+            VF out[1] = {load(sums[t][m - tokens.first(tile + t)]) * rest};
+            finish(to, m, n, count, out);
+        }
+}
+
+// Panels [first, last) of the weight by M tokens.
+template <int BITS, bool MINIMUM, bool FINE>
+static void panels_in_words(const Packed& w, long first, long last, const Word* x, const TokenTiles& tokens,
+                            const Out& to, Word* ring) {
+    using Maker = WordMaker<BITS, MINIMUM, FINE>;
+    long blocks = (w.D + BLOCK - 1) / BLOCK, passes = (tokens.tiles + PASS_TILES - 1) / PASS_TILES;
+    Maker maker(w);
+    for (long pass = 0; pass < passes; pass++) {
+        long tile = tokens.tiles * pass / passes, count = tokens.tiles * (pass + 1) / passes - tile;
+        for (long p = first; p < last; p++) {
+            const uint8_t* panel = w.panels + p * blocks * Maker::SIZE;
+            PanelUnit unit = unit_of<BITS, MINIMUM, FINE>(w, panel, blocks);
+            maker.factor = splat_half(half_power(unit.power));
+            auto some = [&]<int TILES>() {
+                pass_tiles<TILES>(maker, panel, blocks, x, ring, tokens, tile, to, p * PANEL,
+                                  std::min(PANEL, w.rows - p * PANEL), unit.rest);
+            };
+            if (count == 1) some.template operator()<1>();
+            else if (count == 2) some.template operator()<2>();
+            else if (count == 3) some.template operator()<3>();
+            else some.template operator()<4>();
+        }
+    }
 }
 
 }  // namespace PARAGONE_LEVEL

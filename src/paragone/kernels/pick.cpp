@@ -67,9 +67,9 @@ bool same_products(const Kernels& level, const Kernels& other) {
                                    {y[i], ROWS, nullptr, false}, room.data());
     }
     if (M >= level.packed_words.least_tokens) {
-        alignas(64) static Word codes[M * D / 2];
+        alignas(64) static Word codes[(M + 15) / 16 * 16 * D / 2];
         alignas(64) static float rounded[M * 16];
-        for (long m = 0; m < M; m++) level.packed_words.inputs(quantised + m * D / 64, D, codes + m * D / 2);
+        for (long m = 0; m < M; m++) level.packed_words.inputs(quantised + m * D / 64, D, m, M, codes);
         level.packed_words.linear({{4, false, false, 1.0f}, panel, 16, D}, 0, 1, codes, M, {rounded, 16, nullptr, false},
                                   room.data());
         for (long i = 0; i < M * 16; i++)
@@ -97,9 +97,10 @@ bool has_avx_vnni() {
 #endif
 
 #if defined(PARAGONE_AMX)
-// Whether the processor has tiles for bytes and bfloat16, and the system lets this process use them.
+// Whether the processor has tiles for bytes and bfloat16, and what their weights are made with, and the system lets this
+// process use them.
 bool has_tiles() {
-    constexpr unsigned AMX = 1u << 22 | 1u << 24 | 1u << 25;  // BF16, TILE, INT8
+    constexpr unsigned AMX = 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25;  // BF16, AVX512-FP16, TILE, INT8
     constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18;
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX) == AMX &&

@@ -15,7 +15,7 @@ constexpr long SPARED = 16;      // rows whose last layer takes longer than sett
 void Inputs::reserve(long rows, long D, long versions, bool code_words, bool words, bool hadamard) {
     if (hadamard) grow(hadamard_, rows * hadamard::token_bytes(D));
     if (versions) grow(quantised_, versions * rows * ((D + 63) / 64));
-    if (code_words) grow(code_words_, versions * rows * ((D + 63) / 64) * 32);
+    if (code_words) grow(code_words_, versions * ((rows + 15) / 16 * 16) * ((D + 63) / 64 * 32));
     if (words) grow(words_, rows * compressed::blocks_of(D) * compressed::INPUTS);
 }
 

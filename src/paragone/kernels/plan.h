@@ -86,7 +86,10 @@ class Inputs {
     void reserve(long rows, long D, long versions, bool code_words, bool words, bool hadamard);
     Quantised* quantised() { return quantised_.data(); }
     uint8_t* hadamard() { return hadamard_.data(); }
-    Word* code_words() { return code_words_.data(); }
+    // Of one version, as tiles take them: whole tiles of 16 of the M rows.
+    Word* code_words(long version, long M, long D) {
+        return code_words_.data() + version * ((M + 15) / 16 * 16) * ((D + 63) / 64 * 32);
+    }
     Word* words() { return words_.data(); }
 
   private:

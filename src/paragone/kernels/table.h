@@ -118,7 +118,8 @@ struct Kernels {
     // rounded to bfloat16. Where there is none, least_tokens is LONG_MAX. room: `room` words.
     struct {
         long least_tokens, room;
-        void (*inputs)(const Quantised* x, long D, Word* to);  // D to the next 64
+        // Token m of M, which lie in `to` together: M to the next 16 times D to the next 64 numbers.
+        void (*inputs)(const Quantised* x, long D, long m, long M, Word* to);
         void (*linear)(const Packed&, long first, long last, const Word* x, long M, const Out& to, Word* room);
     } packed_words;
     void (*hadamard_linear)(const Hadamard&, long first, long last, const uint8_t* x, long M, const Out& to);

@@ -183,6 +183,15 @@ struct TileTokens {
     }
 };
 
+// How M tokens are cut into tiles, which have as many rows each: the last may begin with tokens of the one before.
+struct TokenTiles {
+    long tiles, rows, M;
+
+    explicit TokenTiles(long tokens)
+        : tiles((tokens + TILE_ROWS - 1) / TILE_ROWS), rows((tokens + tiles - 1) / tiles), M(tokens) {}
+    long first(long tile) const { return std::min(tile * rows, M - rows); }
+};
+
 // Rows of up to 16 words, filled up with zeros.
 template <int ROWS>
 static void fill_up(const Word* from, long stride, long rows, long words, Word (&to)[ROWS][16]) {
