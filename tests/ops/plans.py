@@ -46,13 +46,13 @@ def seen(part):
     return native.packed(part.packing.native, part.panels.data_ptr(), part.rows, part.width)
 
 
-def linear(parts, bias=None, prologue=None, source_width=None):
+def linear(parts, bias=None, prologue=None, epilogue=None):
     """A product from the plan's input to its output. Parts must stay alive."""
     width = parts[0].width
     at = 0 if bias is None else bias.data_ptr()
     return native.Linear(
-        native.X, source_width or width, native.OUT, width, [seen(part) for part in parts], at,
-        prologue or native.Prologue(), False,
+        native.X, native.OUT, width, [seen(part) for part in parts], at,
+        prologue or native.Prologue(), epilogue or native.Epilogue(), False,
     )  # fmt: skip
 
 

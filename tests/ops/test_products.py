@@ -142,7 +142,9 @@ def test_products_are_added_to_what_is_there(tokens):
     for packing in FORMATS:
         matrix = random_packed(96, 96, packing)[0]
         got, weight = x.clone(), as_multiplied(matrix, tokens)
-        op = native.Linear(native.X, 96, native.X, 96, [seen(matrix)], 0, native.Prologue(), True)
+        op = native.Linear(
+            native.X, native.X, 96, [seen(matrix)], 0, native.Prologue(), native.Epilogue(), True
+        )
         run_in_place(got, op)
         size = x.double().abs() @ weight.abs().T + x.abs()
         assert ((got - x - x.double() @ weight.T).abs() <= (error(packing, tokens) + 2e-6) * size).all()

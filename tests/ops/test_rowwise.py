@@ -32,15 +32,21 @@ def test_norms(width):
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("width", [1, 16, 33, 512])
-def test_activations(activation, gated, width):
-    """Before a product with the unit matrix, in bfloat16."""
-    x = 8 * torch.randn(3, width * (1 + gated))
+@pytest.mark.parametrize("tokens", [3, 40])
+@pytest.mark.parametrize("fused", [False, True])
+def test_activations(activation, gated, width, tokens, fused):
+    """Of products with the unit matrix: gate and up in one part of the weight, whose halves no block of rows need begin
+    with, or in two."""
+    size = width * (1 + gated)
+    x = (8 * torch.randn(tokens, size)).bfloat16().float()
     x[0, 0], x[1, 0], x[2, 0] = -100.0, 100.0, 0.0  # beyond what e^x can hold
-    eye = CompressedMatrix.of(torch.eye(width).bfloat16())
-    got = run(x, linear([eye], None, native.activated(activation, gated), x.shape[1]), width)
+    eye, bias = torch.eye(size).bfloat16(), torch.randn(size)
+    parts = [CompressedMatrix.of(part) for part in ([eye] if fused else eye.split(width))]
+    got = run(x, linear(parts, bias, None, native.activated(activation, gated)), width)
     # In double: in float32, 1 + tanh loses what is left of it for large negative gates.
-    want = activate(x[:, :width].double(), activation) * (x[:, width:].double() if gated else 1.0)
-    assert ((got - want).abs() <= max(STEP, 4e-6) * want.abs() + 1e-6).all()
+    inner = (x + bias).double()
+    want = activate(inner[:, :width], activation) * (inner[:, width:] if gated else 1.0)
+    assert ((got - want).abs() <= 4e-6 * want.abs() + 1e-6).all()
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 30])
@@ -64,13 +70,12 @@ def test_mixtures(tokens, score, renormalise, shared):
                moe.shared_gate and widened(moe.shared_gate))  # fmt: skip
     want = x + wide(rms_norm_reference(x, weight, 1e-5))
 
-    def product(of, source, target, prologue=None, source_width=None):
-        return native.Linear(source, source_width or of.in_features, target, of.in_features, [seen(of.parts[0])], 0,
-                             prologue or native.Prologue(), False)  # fmt: skip
+    def product(of, source, target, epilogue=None):
+        return native.Linear(source, target, of.in_features, [seen(of.parts[0])], 0, native.Prologue(),
+                             epilogue or native.Epilogue(), False)  # fmt: skip
 
     def pair(of):
-        act = native.activated("silu", True)
-        return product(of.up, 1, 3), product(of.down, 3, 4, act, of.up.out_features)
+        return product(of.up, 1, 3, native.activated("silu", True)), product(of.down, 3, 4)
 
     op = native.Mixture(
         buffers=(1, 2, 3, 4), D=D, top_k=2, norm=native.norm("rms", weight.data_ptr(), 0, 1e-5, D),
@@ -78,7 +83,7 @@ def test_mixtures(tokens, score, renormalise, shared):
         renormalise=spec.renormalise, shared=[pair(moe.shared)] if shared else [],
         shared_gate=[product(moe.shared_gate, 1, 2)] if shared else [],
     )  # fmt: skip
-    plan = native.Plan([D, D, count, 2 * inner, D])
+    plan = native.Plan([D, D, count, inner, D])
     plan.add(op)
     plan.run_head(2, tokens, x.data_ptr(), False, 0, 0)
     # A router's inputs are rounded too: where two experts are as good as each other, another may be chosen.

@@ -48,15 +48,15 @@ Matrix in_bfloat16(uintptr_t panels, uintptr_t lists, uintptr_t outliers, long r
 }
 
 Prologue norm(const std::string& kind, uintptr_t weight, uintptr_t bias, float eps, long D) {
-    return {kind == "rms" ? Prologue::RMS_NORM : Prologue::LAYER_NORM, floats(weight, D), floats(bias, D), eps, SILU};
+    return {kind == "rms" ? Prologue::RMS_NORM : Prologue::LAYER_NORM, floats(weight, D), floats(bias, D), eps};
 }
 
 Activation activation(const std::string& name) {
     return name == "silu" ? SILU : name == "gelu" ? GELU : GELU_TANH;
 }
 
-Prologue activated(const std::string& name, bool gated) {
-    return {gated ? Prologue::GATED : Prologue::ACTIVATED, {}, {}, 0, activation(name)};
+Epilogue activated(const std::string& name, bool gated) {
+    return {gated ? Epilogue::GATED : Epilogue::ACTIVATED, activation(name)};
 }
 
 View view(const std::string& name) {
@@ -277,15 +277,16 @@ NB_MODULE(_native, m) {
     m.def("in_hadamard", &in_hadamard);
     m.def("in_bfloat16", &in_bfloat16);
     nb::class_<Prologue>(m, "Prologue").def(nb::init<>());
+    nb::class_<Epilogue>(m, "Epilogue").def(nb::init<>());
     m.def("norm", &norm);
     m.def("activated", &activated);
     nb::class_<Op>(m, "Op").def("describe", &Op::describe);
     nb::class_<Linear, Op>(m, "Linear")
-        .def("__init__", [](Linear* self, int source, long source_width, int target, long D, std::vector<Matrix> parts,
-                            uintptr_t bias, Prologue prologue, bool add) {
+        .def("__init__", [](Linear* self, int source, int target, long D, std::vector<Matrix> parts, uintptr_t bias,
+                            Prologue prologue, Epilogue epilogue, bool add) {
             long N = 0;
             for (const Matrix& part : parts) N += part.rows;
-            new (self) Linear(source, source_width, target, D, std::move(parts), floats(bias, N), prologue, add);
+            new (self) Linear(source, target, D, std::move(parts), floats(bias, N), prologue, epilogue, add);
         });
     nb::class_<Norm, Op>(m, "Norm").def(nb::init<int, int, long, Prologue, bool>());
     nb::class_<Angles, Op>(m, "Angles").def(nb::init<int, int, int, long>());

@@ -11,21 +11,18 @@ const float* Prologue::apply(const float* from, long width, float* to) const {
     switch (kind) {
         case RMS_NORM: best.rms_norm(from, weight.empty() ? nullptr : weight.data(), eps, width, to); return to;
         case LAYER_NORM: best.layer_norm(from, weight.data(), bias.data(), eps, width, to); return to;
-        case GATED: best.gated(from, from + width, activation, width, to); return to;
-        case ACTIVATED: best.gated(from, nullptr, activation, width, to); return to;
         default: return from;
     }
 }
 
 std::string Prologue::describe() const {
+    return kind == RMS_NORM ? ", after rms norm" : kind == LAYER_NORM ? ", after layer norm" : "";
+}
+
+std::string Epilogue::describe() const {
+    if (kind == NONE) return "";
     const char* name = activation == SILU ? "silu" : activation == GELU ? "gelu" : "gelu (tanh)";
-    switch (kind) {
-        case RMS_NORM: return ", after rms norm";
-        case LAYER_NORM: return ", after layer norm";
-        case GATED: return std::string(", after a gate of ") + name;
-        case ACTIVATED: return std::string(", after ") + name;
-        default: return "";
-    }
+    return std::string(kind == GATED ? ", then a gate of " : ", then ") + name;
 }
 
 long Matrix::bytes(long D) const {
@@ -54,10 +51,10 @@ void Matrix::multiply(long first, long last, long D, Inputs& inputs, long M, boo
     }
 }
 
-Linear::Linear(int source, long source_width, int target, long D, std::vector<Matrix> parts, std::vector<float> bias,
-               Prologue prologue, bool add)
-    : source_(source), target_(target), source_width_(source_width), D_(D), parts_(std::move(parts)),
-      bias_(std::move(bias)), prologue_(std::move(prologue)), add_(add) {
+Linear::Linear(int source, int target, long D, std::vector<Matrix> parts, std::vector<float> bias, Prologue prologue,
+               Epilogue epilogue, bool add)
+    : source_(source), target_(target), D_(D), parts_(std::move(parts)), bias_(std::move(bias)),
+      prologue_(std::move(prologue)), epilogue_(epilogue), add_(add) {
     for (Matrix& part : parts_) {
         N_ += part.rows;
         blocks_ += part.blocks();
@@ -68,6 +65,7 @@ Linear::Linear(int source, long source_width, int target, long D, std::vector<Ma
         part.version = (int)(std::find(orders_.begin(), orders_.end(), part.order) - orders_.begin());
         if (part.version == (int)orders_.size()) orders_.push_back(part.order);
     }
+    if (epilogue_.kind == Epilogue::GATED) N_ /= 2;
 }
 
 long Linear::enough() const {
@@ -138,7 +136,38 @@ void Linear::multiply(Run& run, int member, Inputs& inputs, long M, long begin, 
     }
 }
 
-long Linear::first_output(long block) const {
+const float* Linear::products(Run& run, int member, Inputs& inputs, long M, long n, long upto, long taken,
+                              long& stride) const {
+    long begin = block_of(n), end = block_of(upto - 1) + 1, first = first_product(begin);
+    stride = first_product(end) - first;
+    float* to = run.own[member].floats.data() + taken - first;
+    multiply(run, member, inputs, M, begin, end, to, stride);
+    return to;
+}
+
+void Linear::finish(Run& run, int member, Inputs& inputs, long M, long n, long upto, float* y) const {
+    // The ends of what is asked for may be in blocks that begin before, or end behind.
+    long room = M * (upto - n + 32), stride, up_stride = 0;
+    grow(run.own[member].floats, 2 * room);
+    const float *gate = products(run, member, inputs, M, n, upto, 0, stride), *up = nullptr;
+    if (epilogue_.kind == Epilogue::GATED)
+        up = products(run, member, inputs, M, N_ + n, N_ + upto, room, up_stride) + N_;
+    for (long m = 0; m < M; m++)
+        best.gated(gate + m * stride + n, up ? up + m * up_stride + n : nullptr, epilogue_.activation, upto - n,
+                   y + m * N_ + n);
+}
+
+long Linear::block_of(long product) const {
+    long block = 0;
+    for (const Matrix& part : parts_) {
+        if (product < part.rows) return block + product / 16;
+        product -= part.rows;
+        block += part.blocks();
+    }
+    return block;
+}
+
+long Linear::first_product(long block) const {
     long row = 0;
     for (const Matrix& part : parts_) {
         if (block < part.blocks()) return row + block * 16;
@@ -158,9 +187,9 @@ void Linear::largest(Run& run, int member, float softcap) const {
     long M = run.step.T;
     const float* x = run.buffer(source_);
     Own& own = run.own[member];
-    Inputs& inputs = make_inputs(run, member, M, [&](long m) { return x + m * source_width_; });
-    tasks(run, member, M, [&](long begin, long end) {
-        long first = first_output(begin), count = first_output(end) - first;
+    Inputs& inputs = make_inputs(run, member, M, [&](long m) { return x + m * D_; });
+    tasks(run, member, M, blocks_, [&](long begin, long end) {
+        long first = first_product(begin), count = first_product(end) - first;
         grow(own.floats, M * count);
         multiply(run, member, inputs, M, begin, end, own.floats.data() - first, count);
         for (long m = 0; m < M; m++) {
@@ -182,7 +211,7 @@ void Linear::largest(Run& run, int member, float softcap) const {
 
 void Linear::run(Run& run, int member) const {
     const float* x = run.buffer(source_);
-    apply(run, member, run.step.T, [&](long m) { return x + m * source_width_; }, run.buffer(target_));
+    apply(run, member, run.step.T, [&](long m) { return x + m * D_; }, run.buffer(target_));
 }
 
 void Norm::run(Run& run, int member) const {
@@ -267,7 +296,9 @@ void Head::run(Run& run, int member) const {
 }
 
 std::string Linear::describe() const {
-    std::string out = "linear " + std::to_string(N_) + " x " + std::to_string(D_) + ":";
+    long rows = 0;
+    for (const Matrix& part : parts_) rows += part.rows;
+    std::string out = "linear " + std::to_string(rows) + " x " + std::to_string(D_) + ":";
     for (const Matrix& part : parts_) {
         if (part.kind == Matrix::HADAMARD) out += " int8/row";
         else if (part.kind == Matrix::PACKED)
@@ -276,7 +307,7 @@ std::string Linear::describe() const {
                    (part.order ? " in another order" : "") + (part.in_words(LONG_MAX, false) ? " (bf16 for many)" : "");
         else out += " bf16";
     }
-    return out + prologue_.describe();
+    return out + prologue_.describe() + epilogue_.describe();
 }
 
 std::string Norm::describe() const { return "norm " + std::to_string(D_) + (add_ ? ", added" : ""); }

@@ -3,15 +3,23 @@
 
 #include "plan.h"
 
-// How a row becomes the input of a product.
+// How a row becomes the input of a product: normed, or as it is.
 struct Prologue {
-    enum Kind { NONE, RMS_NORM, LAYER_NORM, GATED, ACTIVATED } kind = NONE;
-    std::vector<float> weight, bias;  // of a norm
+    enum Kind { NONE, RMS_NORM, LAYER_NORM } kind = NONE;
+    std::vector<float> weight, bias;
     float eps = 0;
-    Activation activation = SILU;
 
     // Row `from` as the input, `width` numbers: where it lies, or in `to`.
     const float* apply(const float* from, long width, float* to) const;
+    std::string describe() const;
+};
+
+// What becomes of a product's outputs: act(y); or act(gate) * up, of which the first half of the rows and the second
+// half are.
+struct Epilogue {
+    enum Kind { NONE, GATED, ACTIVATED } kind = NONE;
+    Activation activation = SILU;
+
     std::string describe() const;
 };
 
@@ -33,11 +41,11 @@ struct Matrix {
     void multiply(long first, long last, long D, Inputs& inputs, long M, bool alike, const Out& out, Own& own) const;
 };
 
-// y (T, N) = input(x) . weight + bias, or added to y. Parts of the weight are stacked by rows.
+// y (T, N) = input(x) . weight + bias, and what becomes of it; or added to y. Parts of the weight are stacked by rows.
 class Linear : public Op {
   public:
-    Linear(int source, long source_width, int target, long D, std::vector<Matrix> parts, std::vector<float> bias,
-           Prologue prologue, bool add);
+    Linear(int source, int target, long D, std::vector<Matrix> parts, std::vector<float> bias, Prologue prologue,
+           Epilogue epilogue, bool add);
     void run(Run& run, int member) const override;
     void prepare(Run& run) const override;
     std::string describe() const override;
@@ -47,7 +55,14 @@ class Linear : public Op {
     // The same for M rows, row(m) each, to y (M, N). All members call it.
     template <class Row> void apply(Run& run, int member, long M, Row row, float* y) const {
         Inputs& inputs = make_inputs(run, member, M, row);
-        tasks(run, member, M, [&](long begin, long end) { multiply(run, member, inputs, M, begin, end, y, N_); });
+        if (epilogue_.kind == Epilogue::NONE)
+            tasks(run, member, M, blocks_, [&](long begin, long end) {
+                multiply(run, member, inputs, M, begin, end, y, N_);
+            });
+        else
+            tasks(run, member, M, (N_ + 15) / 16, [&](long begin, long end) {
+                finish(run, member, inputs, M, begin * 16, std::min(N_, end * 16), y);
+            });
         run.team.barrier();
     }
 
@@ -75,14 +90,14 @@ class Linear : public Op {
         return inputs;
     }
 
-    // Calls each(begin, end) for all that the member takes of the blocks of 16 rows of the weight.
-    template <class Each> void tasks(Run& run, int member, long M, Each each) const {
+    // Calls each(begin, end) for all that the member takes of the blocks of 16 rows of the weight, or of the outputs.
+    template <class Each> void tasks(Run& run, int member, long M, long blocks, Each each) const {
         // With several tokens the arithmetic counts, and many tasks even out who does how much of it.
         long least = run.team.size() == 1 ? 1 : run.team.size() * (M <= ALONE ? 4 : 16);
         long unit = M <= ALONE ? 1 : 2;  // blocks that are multiplied side by side
-        long units = (blocks_ + unit - 1) / unit, tasks = std::min(units, std::max(bytes_ / TASK_BYTES, least));
+        long units = (blocks + unit - 1) / unit, tasks = std::min(units, std::max(bytes_ / TASK_BYTES, least));
         for (long task; (task = run.team.next(member, tasks)) >= 0;)
-            each(units * task / tasks * unit, std::min(blocks_, units * (task + 1) / tasks * unit));
+            each(units * task / tasks * unit, std::min(blocks, units * (task + 1) / tasks * unit));
     }
 
     // Whether one of its parts takes M tokens' codes in words.
@@ -90,15 +105,22 @@ class Linear : public Op {
     void make_input(const Run& run, const float* row, long m, long M, Inputs& inputs, Own& own) const;
     // Blocks [begin, end); output n of a token m comes to y[m * stride + n].
     void multiply(Run& run, int member, Inputs& inputs, long M, long begin, long end, float* y, long stride) const;
-    // The first output of a block.
-    long first_output(long block) const;
+    // Outputs [n, upto) once they are finished, to y (M, N): while they are near.
+    void finish(Run& run, int member, Inputs& inputs, long M, long n, long upto, float* y) const;
+    // Products [n, upto) of a token m at n + m * stride behind what it returns; some of the numbers there are none.
+    // They are in own floats, of which the first `taken` are in use.
+    const float* products(Run& run, int member, Inputs& inputs, long M, long n, long upto, long taken, long& stride) const;
+    // The block of a product, and the first product of a block.
+    long block_of(long product) const;
+    long first_product(long block) const;
 
     int source_, target_;
-    long source_width_, D_, N_ = 0, blocks_ = 0, bytes_ = 0;
+    long D_, N_ = 0, blocks_ = 0, bytes_ = 0;
     std::vector<Matrix> parts_;
     std::vector<const int32_t*> orders_;
     std::vector<float> bias_;
     Prologue prologue_;
+    Epilogue epilogue_;
     bool add_, words_ = false, hadamard_ = false;
 };
 

@@ -53,7 +53,7 @@ class Plan:
         self._kept: list[Tensor | CompressedMatrix] = []  # what the plan knows by address only
         self._orders: dict[bytes, Tensor] = {}
         heads = spec.num_attention_heads + 2 * spec.num_key_value_heads
-        inner = max(mlp.up.out_features for block in decoder.blocks for mlp in block.mlp.mlps())
+        inner = max(mlp.down.in_features for block in decoder.blocks for mlp in block.mlp.mlps())
         experts = spec.moe.num_experts if spec.moe else 0
         widths = [spec.hidden_size, heads * spec.head_dim, spec.num_attention_heads * spec.head_dim, inner,
                   spec.hidden_size, spec.hidden_size if experts else 0, experts]  # fmt: skip
@@ -151,7 +151,7 @@ class Plan:
 
     def _up(self, block: Block, norm: Norm) -> None:
         if isinstance(block.mlp, MLP):
-            self.native.add(self._linear(block.mlp.up, native.X, self.inner, self._norm(norm)))
+            self.native.add(self._up_of(block.mlp, native.X, self._norm(norm)))
         else:
             self._mixture(block.mlp, norm)
 
@@ -159,18 +159,19 @@ class Plan:
         if isinstance(block.mlp, MLP):
             self.native.add(self._down_of(block.mlp, target))
 
-    def _down_of(self, mlp: MLP, target: int) -> Any:
+    def _up_of(self, mlp: MLP, source: int, norm: Any) -> Any:
         act = native.activated(ACTIVATIONS[mlp.activation], mlp.is_gated)
-        width = mlp.up.out_features  # a row of gate and up, or of up alone
-        return self._linear(mlp.down, self.inner, target, act, width, added=target == native.X)
+        return self._linear(mlp.up, source, self.inner, norm, act)
+
+    def _down_of(self, mlp: MLP, target: int) -> Any:
+        return self._linear(mlp.down, self.inner, target, native.Prologue(), added=target == native.X)
 
     def _mixture(self, moe: MoE, norm: Norm) -> None:
         """Only blocks of the kind "pre" have mixtures: what they give is added to x."""
         spec = moe.spec
 
         def pair(mlp: MLP) -> tuple[Any, Any]:
-            up = self._linear(mlp.up, self.normed, self.inner, native.Prologue())
-            return up, self._down_of(mlp, self.branch)
+            return self._up_of(mlp, self.normed, native.Prologue()), self._down_of(mlp, self.branch)
 
         gates = [] if moe.shared_gate is None else [moe.shared_gate]
         mixture = native.Mixture(
@@ -193,7 +194,7 @@ class Plan:
         source: int,
         target: int,
         prologue: Any,
-        source_width: int | None = None,
+        epilogue: Any = None,
         *,
         added: bool = False,
     ) -> Any:
@@ -210,8 +211,8 @@ class Plan:
             self._kept.append(matrix)
             parts.append(native.in_bfloat16(*matrix.addresses, matrix.rows, matrix.width))
         bias = 0 if linear.bias is None else self._keep(linear.bias).data_ptr()
-        width = linear.in_features
-        return native.Linear(source, source_width or width, target, width, parts, bias, prologue, added)
+        finish = epilogue or native.Epilogue()
+        return native.Linear(source, target, linear.in_features, parts, bias, prologue, finish, added)
 
     def _order(self, part: PackedMatrix) -> int:
         """Where the order of its inputs lies; matrices of the same order share one. 0: as they are."""
