@@ -10,7 +10,7 @@ from paragone.model.spec import MoESpec
 from paragone.ops.activation import activate
 from paragone.ops.compressed import CompressedMatrix
 from paragone.ops.norm import rms_norm_reference
-from tests.ops.plans import PAIRS, STEP, linear, native, run, run_in_place, seen
+from tests.ops.plans import PAIRS, linear, native, run, run_in_place, seen
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 64, 576, 2304])
