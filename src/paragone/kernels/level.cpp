@@ -18,6 +18,7 @@ const Kernels PARAGONE_TABLE = {
     PARAGONE_TEXT(PARAGONE_LEVEL),
     PAIRS,
     PARAGONE_TILES ? 256 : 128,
+    PARAGONE_TILES ? PANEL : 0,
     quantize_inputs,
     hadamard_inputs,
     to_words,

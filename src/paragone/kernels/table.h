@@ -109,6 +109,7 @@ struct Kernels {
     const char* name;
     bool pairs;  // words hold two numbers
     long piece;  // rows, about, that a thread works through at once
+    long tile_rows;  // of matrix units; 0 where there are none
     void (*quantize_inputs)(const float* x, long D, Quantised* to);
     void (*hadamard_inputs)(const float* x, long D, uint8_t* token);  // hadamard.h says how a token lies
     void (*to_words)(const float* x, long D, Word* to);
