@@ -109,7 +109,8 @@ class Linear : public Op {
     void finish(Run& run, int member, Inputs& inputs, long M, long n, long upto, float* y) const;
     // Products [n, upto) of a token m at n + m * stride behind what it returns; some of the numbers there are none.
     // They are in own floats, of which the first `taken` are in use.
-    const float* products(Run& run, int member, Inputs& inputs, long M, long n, long upto, long taken, long& stride) const;
+    const float* products(Run& run, int member, Inputs& inputs, long M, long n, long upto, long taken,
+                          long& stride) const;
     // The block of a product, and the first product of a block.
     long block_of(long product) const;
     long first_product(long block) const;

@@ -17,13 +17,13 @@ namespace PARAGONE_LEVEL {
 
 static_assert(PAIRS && V == 1);
 constexpr long LEAST_TOKENS = 10;  // for which it is faster than sums of codes
-constexpr long HALF = BLOCK / 2;  // inputs of a tile
+constexpr long HALF = BLOCK / 2;    // inputs of a tile
 constexpr long TILE_WORDS = TILE_ROWS * HALF / NUMBERS;
-constexpr int PASS_TILES = 4;  // of tokens, that pass a panel at once
+constexpr int PASS_TILES = 4;       // of tokens, that pass a panel at once
 constexpr int UNIT = 12;
 constexpr int INPUTS_UNIT = -HALF_TO_WORD - UNIT;
 constexpr long AHEAD_OF_WORDS = 6144;  // bytes of codes: what is asked for in time
-constexpr long RING = 2;  // tiles of words: that which is multiplied, and the next
+constexpr long RING = 2;            // tiles of words: that which is multiplied, and the next
 constexpr long PACKED_WORDS_ROOM = RING * TILE_WORDS;
 
 // Token m of M, from its codes, as words of its tiles: one after the other by tokens, then by 32 inputs. Of four inputs
@@ -125,7 +125,8 @@ static PanelUnit unit_of(const Packed& w, const uint8_t* panel, long blocks) {
     int exponent;
     bool power_of_two = std::frexp(w.unit, &exponent) == 0.5f;
     int usual = UNIT + exponent - 1;
-    if (power_of_two && usual >= -14 && usual <= std::min(largest, 15) && (most == 0 || usual + size > -4)) return {usual, 1.0f};
+    bool fits = usual >= -14 && usual <= std::min(largest, 15) && (most == 0 || usual + size > -4);
+    if (power_of_two && fits) return {usual, 1.0f};
     int power = std::clamp(largest, -14, 15);
     return {power, std::ldexp(w.unit, UNIT - power)};
 }
