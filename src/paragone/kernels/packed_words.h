@@ -4,7 +4,7 @@
 // time, for four tiles of tokens at most, so that neither waits for the other.
 //
 // Words are made in float16: in units of 2^-UNIT, numbers of weights are within its range. As words they are 2^-100 of
-// what they stand for, and inputs are 2^100 times.
+// what they stand for, and inputs are 2^100 times: those beyond 2^27 are infinite.
 #pragma once
 
 #include "finish.h"
@@ -50,7 +50,8 @@ template <int BITS, bool MINIMUM, bool FINE> struct WordMaker {
     static constexpr int CENTER = meant(BITS) == 8 ? 128 : MINIMUM ? 0 : 8 << (stored(BITS) - 4);
 
     const Packed& weight;
-    Halves table{}, factor{};  // what codes of four bits stand for, twice
+    Halves table{};   // what codes of four bits stand for, twice
+    Halves factor{};  // of the panel at hand
 
     explicit WordMaker(const Packed& weight) : weight(weight) {
         float numbers[PANEL];
