@@ -24,11 +24,11 @@ std::string Epilogue::describe() const {
     return std::string(kind == GATED ? ", then a gate of " : ", then ") + name;
 }
 
-long Matrix::bytes(long D) const {
-    if (kind == COMPRESSED) return blocks() * compressed::panel_bytes(D);
-    if (kind == HADAMARD) return blocks() * hadamard::panel_bytes(D);
+long Matrix::panel_bytes(long D) const {
+    if (kind == COMPRESSED) return compressed::panel_bytes(D);
+    if (kind == HADAMARD) return hadamard::panel_bytes(D);
     long halves = (packed.fine ? 4 : 2) * (packed.has_minimum ? 2 : 1);
-    return blocks() * ((D + 63) / 64) * (64 * 16 * packed.bits / 8 + halves * 32);
+    return (D + 63) / 64 * (64 * 16 * packed.bits / 8 + halves * 32);
 }
 
 bool Matrix::in_words(long M, bool alike) const {
@@ -57,7 +57,7 @@ Linear::Linear(int source, int target, long D, std::vector<Matrix> parts, std::v
     for (Matrix& part : parts_) {
         N_ += part.rows;
         blocks_ += part.blocks();
-        bytes_ += part.bytes(D_);
+        bytes_ += part.blocks() * part.panel_bytes(D_);
         words_ |= part.kind == Matrix::COMPRESSED;
         hadamard_ |= part.kind == Matrix::HADAMARD;
         if (part.kind != Matrix::PACKED) continue;

@@ -36,7 +36,9 @@ Layout layout(int bits, bool has_minimum, bool fine, float unit, const std::vect
 }
 
 Matrix packed(const Layout& layout, uintptr_t panels, long rows, long D, uintptr_t order) {
-    return {Matrix::PACKED, rows, {layout, at<uint8_t>(panels), rows, D}, {}, {}, at<int32_t>(order)};
+    Matrix matrix{Matrix::PACKED, rows, {layout, at<uint8_t>(panels), rows, D, 0}, {}, {}, at<int32_t>(order)};
+    matrix.packed.stride = matrix.panel_bytes(D);
+    return matrix;
 }
 
 Matrix in_hadamard(uintptr_t panels, long rows, long D) {
@@ -288,6 +290,8 @@ NB_MODULE(_native, m) {
             for (const Matrix& part : parts) N += part.rows;
             new (self) Linear(source, target, D, std::move(parts), floats(bias, N), prologue, epilogue, add);
         });
+    nb::class_<FeedForward, Op>(m, "FeedForward")
+        .def(nb::init<std::shared_ptr<Linear>, std::shared_ptr<Linear>>());
     nb::class_<Norm, Op>(m, "Norm").def(nb::init<int, int, long, Prologue, bool>());
     nb::class_<Angles, Op>(m, "Angles").def(nb::init<int, int, int, long>());
     nb::class_<HeadsSpec>(m, "HeadsSpec")

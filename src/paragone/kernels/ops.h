@@ -34,7 +34,7 @@ struct Matrix {
     int version = 0;                 // of the inputs that it takes: each order makes one
 
     long blocks() const { return (rows + 15) / 16; }
-    long bytes(long D) const;
+    long panel_bytes(long D) const;  // of a block's D inputs
     // Whether it takes M tokens' codes in words. `alike`: all tokens alike, however many there are.
     bool in_words(long M, bool alike) const;
     // Blocks [first, last) of 16 rows by M tokens.
@@ -74,6 +74,7 @@ class Linear : public Op {
     long D() const { return D_; }
 
   private:
+    friend class FeedForward;
     static constexpr long ALONE = 2;  // rows whose input every member makes for itself, without waiting
     static constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
 
@@ -123,6 +124,28 @@ class Linear : public Op {
     Prologue prologue_;
     Epilogue epilogue_;
     bool add_, words_ = false, hadamard_ = false;
+};
+
+// Two products one after the other, the second of what the first gives.
+//
+// Of some ten to thirty rows, threads that have rows of their own otherwise share these two, and nearly nothing of it
+// comes from one thread to another: each makes the inputs of all rows, takes some of the inner outputs, and adds up
+// what these give to all outputs; then the threads' sums are added up. (Between Megatron's processors, too,
+// arXiv 1909.08053, each has columns of the first matrix and rows of the second.)
+class FeedForward : public Op {
+  public:
+    FeedForward(std::shared_ptr<Linear> up, std::shared_ptr<Linear> down) : up_(std::move(up)), down_(std::move(down)) {}
+    void run(Run& run, int member) const override;
+    void prepare(Run& run) const override;
+    std::string describe() const override { return up_->describe() + "; " + down_->describe(); }
+    long enough() const override { return std::max(up_->enough(), down_->enough()); }
+    Cost cost() const override { return {up_->cost().row + down_->cost().row}; }
+    bool shared(const Step& step) const override;
+
+  private:
+    void run_shared(Run& run, int member) const;
+
+    std::shared_ptr<Linear> up_, down_;
 };
 
 // x = norm(x); or, from another buffer, x += norm(buffer).

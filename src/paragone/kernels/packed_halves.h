@@ -23,7 +23,7 @@ template <int BITS, bool MINIMUM, bool FINE, int P, int M>
 static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming& coming) {
     constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
     constexpr int PARTS = FINE ? 4 : 2, QUARTERS = 4 / PARTS;  // of a block that has a scale of its own
-    long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = blocks * SIZE;
+    long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = weight.stride;
     const uint8_t* panel = weight.panels + p * stride;
     x += m * blocks;
     VF sums[M][P * V] = {};

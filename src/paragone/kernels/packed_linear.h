@@ -14,7 +14,7 @@ namespace PARAGONE_LEVEL {
 template <int BITS, bool MINIMUM, bool FINE>
 static void panels_times(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
     constexpr long LINES = block_bytes(BITS, MINIMUM, FINE) / LINE;  // of a block of one panel
-    long stride = (w.D + BLOCK - 1) / BLOCK * LINES * LINE, p = first;
+    long stride = w.stride, p = first;
     if (M == 1) {
         // Panels lie as they are read.
         const uint8_t *from = w.panels + p * stride, *end = w.panels + last * stride;

@@ -10,7 +10,7 @@ namespace PARAGONE_LEVEL {
 template <int BITS, bool MINIMUM, bool FINE, int P, int M>
 static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming& coming) {
     constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
-    long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = blocks * SIZE;
+    long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = weight.stride;
     const uint8_t* panel = weight.panels + p * stride;
     x += m * blocks;
     VF sums[M][P * V] = {};

@@ -20,7 +20,7 @@ template <int BITS, bool MINIMUM> class CodeTiles {
   public:
     // The first `there` of the tokens are there.
     CodeTiles(const Packed& weight, long p, const Quantised* x, long there)
-        : weight_(weight), blocks_((weight.D + BLOCK - 1) / BLOCK), panel_(weight.panels + p * blocks_ * SIZE), x_(x) {
+        : weight_(weight), blocks_((weight.D + BLOCK - 1) / BLOCK), panel_(weight.panels + p * weight.stride), x_(x) {
         for (long i = 0; i < TILE_ROWS; i++) tokens_[i] = x + std::min(i, there - 1) * blocks_;
     }
 

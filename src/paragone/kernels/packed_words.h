@@ -218,7 +218,7 @@ static void panels_in_words(const Packed& w, long first, long last, const Word* 
     for (long pass = 0; pass < passes; pass++) {
         long tile = tokens.tiles * pass / passes, count = tokens.tiles * (pass + 1) / passes - tile;
         for (long p = first; p < last; p++) {
-            const uint8_t* panel = w.panels + p * blocks * Maker::SIZE;
+            const uint8_t* panel = w.panels + p * w.stride;
             PanelUnit unit = unit_of<BITS, MINIMUM, FINE>(w, panel, blocks);
             maker.factor = splat_half(half_power(unit.power));
             auto some = [&]<int TILES>() {

@@ -186,9 +186,17 @@ void Plan::work(Run& run, int member, size_t first, size_t last) {
 }
 
 // Operations [0, end).
-void Plan::run_pieces(std::vector<Piece>& pieces, bool apart, int threads, size_t end) {
+void Plan::run_pieces(Step& step, std::vector<Piece>& pieces, bool apart, int threads, size_t end) {
     Team& team = Team::shared();
-    while ((int)rooms_.size() < threads) rooms_.emplace_back();
+    while ((int)rooms_.size() <= threads) rooms_.emplace_back();
+    Room& common = rooms_[threads];
+    if ((int)common.own.size() < threads) common.own.resize(threads);
+    common.buffers.resize(widths_.size());
+    Run whole = view(step, common, team, threads, nullptr);
+    bool one_each = (int)pieces.size() == threads;
+    auto shared = [&](size_t op) { return one_each && ops_[op]->shared(step); };
+    for (size_t i = 0; i < end; i++)
+        if (shared(i)) ops_[i]->prepare(whole);
     for (Piece& piece : pieces) {
         lay_out(piece.step);
         for (Room& room : rooms_) prepare(piece.step, room, 1, &piece);
@@ -196,7 +204,12 @@ void Plan::run_pieces(std::vector<Piece>& pieces, bool apart, int threads, size_
     team.run(threads, [&](int member) {
         Room& room = rooms_[member];
         for (size_t first = 0, last; first < end; first = last) {
-            for (last = first + 1; last < end && (apart || !ops_[last]->waits());) last++;
+            last = first + 1;
+            if (shared(first)) {
+                work(whole, member, first, last);
+                continue;
+            }
+            while (last < end && !shared(last) && (apart || !ops_[last]->waits())) last++;
             // The last rows of a long part see most: they begin.
             for (long piece; (piece = (long)pieces.size() - 1 - team.next()) >= 0;) {
                 Run run = view(pieces[piece].step, room, room.alone, 1, &pieces[piece]);
@@ -224,7 +237,7 @@ void Plan::run(Step& step, int threads) {
     bool spares = tail_ && last.step.T + SPARED <= step.T;
     size_t end = spares ? tail_ : ops_.size();
     if (all.empty()) run_shared(step, threads, 0, end, nullptr);
-    else run_pieces(all, apart, threads, end);
+    else run_pieces(step, all, apart, threads, end);
     if (!spares || !last.step.T) return;
 
     auto source = [&](int buffer, long row) {

@@ -110,7 +110,7 @@ struct Largest {
 // What a member of the team has for itself.
 struct Own {
     Inputs inputs;
-    Buffer<float> row, floats;
+    Buffer<float> row, floats, inner;
     Buffer<Word> panels;
     Buffer<uint8_t> room;
     std::vector<Largest> largest;
@@ -162,6 +162,8 @@ class Op {
     // Room that it needs for T tokens, made before the team starts.
     virtual void prepare(Run&) const {}
     virtual std::string describe() const = 0;
+    // Whether threads share it that have rows of their own otherwise. Then it reads and writes x alone.
+    virtual bool shared(const Step&) const { return false; }
     // Whether it reads what others have put into the cache.
     virtual bool waits() const { return false; }
     // Buffers that were filled before an operation that waits and are read from there on.
@@ -191,7 +193,7 @@ class Plan {
     void prepare(const Step& step, Room& room, int members, Piece* piece) const;
     Run view(const Step& step, Room& room, Team& team, int members, Piece* piece) const;
     void work(Run& run, int member, size_t first, size_t last);
-    void run_pieces(std::vector<Piece>& pieces, bool apart, int threads, size_t end);
+    void run_pieces(Step& step, std::vector<Piece>& pieces, bool apart, int threads, size_t end);
     void run_shared(Step& step, int threads, size_t begin, size_t end, Piece* piece);
 
     std::mutex turn_;

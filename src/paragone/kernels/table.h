@@ -29,6 +29,7 @@ struct Layout {
 struct Packed : Layout {
     const uint8_t* panels;
     long rows, D;
+    long stride;  // bytes from panel to panel: more than one takes where D are some of a wider weight's inputs
 };
 
 // A number of a weight in bfloat16 that its panel cannot hold: input `input` of the block, row `lane` of the panel. The

@@ -89,23 +89,21 @@ class Plan:
             # Both halves read x before either adds to it; what attention does not need is not made before it.
             self._qkv(block, norms[0])
             self._attend(number, block, layer)
-            self._up(block, norms[-1])
+            self.native.add(self._up_of(block.mlp, native.X, self._norm(norms[-1])))
             self._out(block, native.X)
-            self._down(block, native.X)
+            self.native.add(self._down_of(block.mlp, native.X))
         elif isinstance(block, SandwichBlock):
             self._qkv(block, norms[0])
             self._attend(number, block, layer)
             self._out(block, self.branch)
             self._add_norm(norms[1], self.branch, added=True)
-            self._up(block, norms[2])
-            self._down(block, self.branch)
+            self._feed_forward(block, norms[2], self.branch)
             self._add_norm(norms[3], self.branch, added=True)
         else:
             self._qkv(block, norms[0])
             self._attend(number, block, layer)
             self._out(block, native.X)
-            self._up(block, norms[1])
-            self._down(block, native.X)
+            self._feed_forward(block, norms[1], native.X)
 
     def _qkv(self, block: Block, norm: Norm) -> None:
         self.native.add(self._linear(block.attn.qkv, native.X, self.qkv, self._norm(norm)))
@@ -149,15 +147,12 @@ class Plan:
         added = target == native.X
         self.native.add(self._linear(block.attn.o, self.mixed, target, native.Prologue(), added=added))
 
-    def _up(self, block: Block, norm: Norm) -> None:
-        if isinstance(block.mlp, MLP):
-            self.native.add(self._up_of(block.mlp, native.X, self._norm(norm)))
-        else:
+    def _feed_forward(self, block: Block, norm: Norm, target: int) -> None:
+        if isinstance(block.mlp, MoE):
             self._mixture(block.mlp, norm)
-
-    def _down(self, block: Block, target: int) -> None:
-        if isinstance(block.mlp, MLP):
-            self.native.add(self._down_of(block.mlp, target))
+            return
+        up = self._up_of(block.mlp, native.X, self._norm(norm))
+        self.native.add(native.FeedForward(up, self._down_of(block.mlp, target)))
 
     def _up_of(self, mlp: MLP, source: int, norm: Any) -> Any:
         act = native.activated(ACTIVATIONS[mlp.activation], mlp.is_gated)
