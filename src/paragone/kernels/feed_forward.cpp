@@ -7,7 +7,7 @@ namespace {
 
 constexpr long MOST_ROWS = 31;  // measured: 32 are two whole tiles for each of two threads
 constexpr long SLICE = 64;      // inputs of packed weights that lie together
-constexpr long INNER = 128;     // outputs that are finished at once: as they are near
+constexpr long INNER = 4096;     // outputs that are finished at once: as they are near
 
 // Inner outputs [begin, end) of a member.
 struct Slice {
@@ -71,11 +71,9 @@ void FeedForward::run_shared(Run& run, int member) const {
     for (long n = slice.begin; n < slice.end; n += INNER)
         up_->finish(run, member, inputs, T, n, std::min(slice.end, n + INNER), own.inner.data());
 
-    Quantised* codes = inputs.quantised();
-    for (long m = 0; m < T; m++, codes += (slice.width() + SLICE - 1) / SLICE) {
-        best.quantize_inputs(own.inner.data() + m * inner + slice.begin, slice.width(), codes);
-        best.packed_words.inputs(codes, slice.width(), m, T, inputs.code_words(0, T, slice.width()));
-    }
+    for (long m = 0; m < T; m++)
+        best.packed_words.inputs(own.inner.data() + m * inner + slice.begin, slice.width(), m, T,
+                                 inputs.code_words(0, T, slice.width()));
     float* sums = run.partial.data() + member * T * N;
     if (slice.width() == 0) std::fill(sums, sums + T * N, 0.0f);
     long row = 0;

@@ -24,7 +24,7 @@ const Kernels PARAGONE_TABLE = {
     to_words,
     packed_linear,
 #if PARAGONE_TILES
-    {LEAST_TOKENS, PACKED_WORDS_ROOM, codes_to_words, packed_words_linear},
+    {LEAST_TOKENS, PACKED_WORDS_ROOM, token_words, packed_words_linear},
 #else
     {LONG_MAX, 0, nullptr, nullptr},
 #endif

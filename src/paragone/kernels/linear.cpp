@@ -111,10 +111,8 @@ void Linear::make_input(const Run& run, const float* row, long m, long M, Inputs
             for (long d = 0; d < D_; d++) to[d] = input[order[d]];
             ordered = to;
         }
-        long at = (version * M + m) * ((D_ + 63) / 64);
-        Quantised* codes = inputs.quantised() + at;
-        best.quantize_inputs(ordered, D_, codes);
-        if (code_words) best.packed_words.inputs(codes, D_, m, M, inputs.code_words(version, M, D_));
+        if (code_words) best.packed_words.inputs(ordered, D_, m, M, inputs.code_words(version, M, D_));
+        else best.quantize_inputs(ordered, D_, inputs.quantised() + (version * M + m) * ((D_ + 63) / 64));
     }
     if (hadamard_) best.hadamard_inputs(input, D_, inputs.hadamard() + m * hadamard::token_bytes(D_));
     if (!words_) return;

@@ -23,22 +23,27 @@ constexpr int PASS_TILES = 4;       // of tokens, that pass a panel at once
 constexpr int UNIT = 12;
 constexpr int INPUTS_UNIT = -HALF_TO_WORD - UNIT;
 constexpr long AHEAD_OF_WORDS = 6144;  // bytes of codes: what is asked for in time
-constexpr long RING = 2;            // tiles of words: that which is multiplied, and the next
+constexpr long RING = 4;            // tiles of words: the two of a block that are multiplied, and the next two
 constexpr long PACKED_WORDS_ROOM = RING * TILE_WORDS;
 
-// Token m of M, from its codes, as words of its tiles: one after the other by tokens, then by 32 inputs. Of four inputs
-// the second and the third change places, as those of the weights do.
-static void codes_to_words(const Quantised* x, long D, long m, long M, Word* to) {
+// Token m of M as words of its tiles: one after the other by tokens, then by 32 inputs. Of four inputs the second and
+// the third change places, as those of the weights do.
+static void token_words(const float* x, long D, long m, long M, Word* to) {
     TokenTiles tokens(M);
     long halves = (D + BLOCK - 1) / BLOCK * 2, tile = m / tokens.rows, last = tokens.tiles - 1;
     auto place = [&](long tile) { return to + (tile * halves * TILE_ROWS + m - tokens.first(tile)) * TILE_ROWS; };
     Word *near = place(tile), *also = m >= tokens.first(last) ? place(last) : near;  // of one tile, or of two
+    float rest[HALF];
     for (long h = 0; h < halves; h++, near += TILE_WORDS, also += TILE_WORDS) {
-        const int8_t* codes = x[h / 2].codes + h % 2 * HALF;
-        float scale = x[h / 2].scales[h % 2] * 0x1p+100f;
+        const float* from = x + h * HALF;
+        if (D < (h + 1) * HALF) {
+            std::fill(rest, rest + HALF, 0.0f);
+            std::copy(from, std::max(from, x + D), rest);
+            from = rest;
+        }
         static_assert(INPUTS_UNIT == 100);
         VF numbers[2];
-        for (int i = 0; i < 2; i++) numbers[i] = (VF)_mm512_permute_ps((__m512)(load(codes + i * PANEL) * scale), 0xd8);
+        for (int i = 0; i < 2; i++) numbers[i] = (VF)_mm512_permute_ps((__m512)(load(from + i * PANEL) * 0x1p+100f), 0xd8);
         store((uint16_t*)near, numbers[0], numbers[1]);
         if (also != near) store((uint16_t*)also, numbers[0], numbers[1]);
     }
@@ -132,30 +137,16 @@ static PanelUnit unit_of(const Packed& w, const uint8_t* panel, long blocks) {
     return {power, std::ldexp(w.unit, UNIT - power)};
 }
 
-// The first tiles are sums, one of them for each tile of tokens, whose rows begin at row(tile) and are `stride` floats
-// apart.
-template <int TILES, class Row> PARAGONE_INLINE void load_tile_sums(Row row, long stride) {
-    TILE_LOAD(0, row(0), stride * sizeof(float));
-    if constexpr (TILES > 1) TILE_LOAD(1, row(1), stride * sizeof(float));
-    if constexpr (TILES > 2) TILE_LOAD(2, row(2), stride * sizeof(float));
-    if constexpr (TILES > 3) TILE_LOAD(3, row(3), stride * sizeof(float));
-}
-
-template <int TILES, class Row> PARAGONE_INLINE void store_tile_sums(Row row, long stride) {
-    TILE_STORE(0, row(0), stride * sizeof(float));
-    if constexpr (TILES > 1) TILE_STORE(1, row(1), stride * sizeof(float));
-    if constexpr (TILES > 2) TILE_STORE(2, row(2), stride * sizeof(float));
-    if constexpr (TILES > 3) TILE_STORE(3, row(3), stride * sizeof(float));
-}
-
-// Tiles of tokens, `size` words apart, by one of words.
-template <int TILES> PARAGONE_INLINE void multiply_token_tiles(const Word* x, long size, const Word* words) {
+// TILES tiles of sums from SET on, and as many of tokens, `size` words apart, by one of words.
+template <int TILES, int SET> PARAGONE_INLINE void multiply_token_tiles(const Word* x, long size, const Word* words) {
     TILE_LOAD(6, words, 64);
     TILE_LOAD(4, x, 64);
-    TILE_DOT_PAIRS(0, 4, 6);
+    if constexpr (SET == 0) TILE_DOT_PAIRS(0, 4, 6);
+    else TILE_DOT_PAIRS(2, 4, 6);
     if constexpr (TILES > 1) {
         TILE_LOAD(5, x + size, 64);
-        TILE_DOT_PAIRS(1, 5, 6);
+        if constexpr (SET == 0) TILE_DOT_PAIRS(1, 5, 6);
+        else TILE_DOT_PAIRS(3, 5, 6);
     }
     if constexpr (TILES > 2) {
         TILE_LOAD(7, x + 2 * size, 64);
@@ -167,69 +158,135 @@ template <int TILES> PARAGONE_INLINE void multiply_token_tiles(const Word* x, lo
     }
 }
 
-// A panel by some tiles of tokens.
-template <int TILES, class Maker>
-PARAGONE_INLINE void panel_by_tiles(const Maker& from, const uint8_t* panel, long blocks, const Word* x, Word* ring) {
-    constexpr long LINES = Maker::SIZE / LINE;
-    const Maker maker = from;  // stays in registers
-    long size = 2 * blocks * TILE_WORDS;
-    auto make = [&](const uint8_t* block, int half) {
-        for (long line = half * LINES / 2; line < (half + 1) * LINES / 2; line++)
-            __builtin_prefetch(block + AHEAD_OF_WORDS + line * LINE, 0, 2);
-        maker.make(block, half, ring + half * TILE_WORDS);
-    };
-    make(panel, 0);
-    for (long b = 0; b < blocks; b++, panel += Maker::SIZE) {
-        make(panel, 1);
-        multiply_token_tiles<TILES>(x, size, ring);
-        if (b + 1 < blocks) make(panel + Maker::SIZE, 0);
-        multiply_token_tiles<TILES>(x + TILE_WORDS, size, ring + TILE_WORDS);
-        x += 2 * TILE_WORDS;
-    }
-}
+// Outputs of the tokens of some tiles, from tile `first` on.
+struct TileOutputs {
+    const Out& to;
+    const TokenTiles& tokens;
+    long first, rows;
 
-// The same, to outputs [n, n + count) of the tokens of tiles from `tile` on.
-template <int TILES, class Maker>
-static void pass_tiles(const Maker& maker, const uint8_t* panel, long blocks, const Word* x, Word* ring,
-                       const TokenTiles& tokens, long tile, const Out& to, long n, long count, float rest) {
-    x += tile * 2 * blocks * TILE_WORDS;
-    bool there = count == PANEL && !to.bias && rest == 1.0f;
-    auto output = [&](long t) { return to.y + tokens.first(tile + t) * to.stride + n; };
-    if (there && to.add) load_tile_sums<TILES>(output, to.stride);
-    else zero_sums();
-    panel_by_tiles<TILES>(maker, panel, blocks, x, ring);
-    if (there) return store_tile_sums<TILES>(output, to.stride);
-    alignas(64) float sums[TILES][TILE_ROWS][PANEL];
-    store_tile_sums<TILES>([&](long t) { return sums[t][0]; }, PANEL);
-    for (long t = 0; t < TILES; t++)
-        for (long m = (tile + t) * tokens.rows; m < tokens.first(tile + t) + tokens.rows; m++) {
-            VF out[1] = {load(sums[t][m - tokens.first(tile + t)]) * rest};
-            finish(to, m, n, count, out);
+    // Whether tiles of sums of a panel are what its outputs are, so that they are loaded and stored there.
+    bool there(long p, float rest) const { return (p + 1) * PANEL <= rows && !to.bias && rest == 1.0f; }
+    float* at(long tile, long p) const { return to.y + tokens.first(first + tile) * to.stride + p * PANEL; }
+    long stride() const { return to.stride * (long)sizeof(float); }
+
+    template <int TILES, int SET> PARAGONE_MEMBER void begin(long p, float rest) const {
+        constexpr bool MANY = TILES > 2;
+        if (!(to.add && there(p, rest))) {
+            if constexpr (SET == 0) {
+                TILE_ZERO(0);
+                if constexpr (TILES > 1) TILE_ZERO(1);
+            }
+            if constexpr (SET == 2 || MANY) {
+                TILE_ZERO(2);
+                if constexpr (TILES != 1 && TILES != 3) TILE_ZERO(3);
+            }
+            return;
         }
+        if constexpr (SET == 0) {
+            TILE_LOAD(0, at(0, p), stride());
+            if constexpr (TILES > 1) TILE_LOAD(1, at(1, p), stride());
+        }
+        if constexpr (SET == 2 || MANY) {
+            TILE_LOAD(2, at(MANY ? 2 : 0, p), stride());
+            if constexpr (TILES != 1 && TILES != 3) TILE_LOAD(3, at(MANY ? 3 : 1, p), stride());
+        }
+    }
+
+    template <int TILES, int SET> PARAGONE_MEMBER void end(long p, float rest) const {
+        if (there(p, rest)) return store<TILES, SET>([&](long t) { return at(t, p); }, stride());
+        alignas(64) float sums[TILES][TILE_ROWS][PANEL];
+        store<TILES, SET>([&](long t) { return sums[t][0]; }, sizeof sums[0][0]);
+        for (long t = 0; t < TILES; t++)
+            for (long m = (first + t) * tokens.rows; m < tokens.first(first + t) + tokens.rows; m++) {
+                VF out[1] = {load(sums[t][m - tokens.first(first + t)]) * rest};
+                ::PARAGONE_LEVEL::finish(to, m, p * PANEL, std::min(PANEL, rows - p * PANEL), out);
+            }
+    }
+
+  private:
+    template <int TILES, int SET, class Row> PARAGONE_MEMBER static void store(Row row, long stride) {
+        constexpr bool MANY = TILES > 2;
+        if constexpr (SET == 0) {
+            TILE_STORE(0, row(0), stride);
+            if constexpr (TILES > 1) TILE_STORE(1, row(1), stride);
+        }
+        if constexpr (SET == 2 || MANY) {
+            TILE_STORE(2, row(MANY ? 2 : 0), stride);
+            if constexpr (TILES != 1 && TILES != 3) TILE_STORE(3, row(MANY ? 3 : 1), stride);
+        }
+    }
+};
+
+// Panels [first, last) by some tiles of tokens: while one is multiplied, the words of the next block are made, be it the
+// next panel's. Where there are tiles for two panels' sums, one's are stored when the next has begun.
+template <int BITS, bool MINIMUM, bool FINE, int TILES>
+static void panels_by_tiles(const Packed& w, long first, long last, const Word* x, const TileOutputs& outputs,
+                            Word* ring) {
+    using Maker = WordMaker<BITS, MINIMUM, FINE>;
+    constexpr bool TWO_SETS = TILES <= 2;
+    constexpr long AHEAD = AHEAD_OF_WORDS / Maker::SIZE, LINES = Maker::SIZE / LINE;
+    Maker maker(w);
+    const long blocks = (w.D + BLOCK - 1) / BLOCK, size = 2 * blocks * TILE_WORDS;
+    const long gap = w.stride - blocks * Maker::SIZE;
+    const uint8_t *from = w.panels + first * w.stride, *coming = from;  // the block that is made, and one to come
+    Word *now = ring, *then = ring + 2 * TILE_WORDS;
+    float rests[4];  // of the last panels
+    auto begin = [&](long p) {
+        PanelUnit unit = unit_of<BITS, MINIMUM, FINE>(w, from, blocks);
+        maker.factor = splat_half(half_power(unit.power));
+        rests[p % 4] = unit.rest;
+        coming = from + AHEAD * Maker::SIZE + (AHEAD < blocks ? 0 : gap);
+    };
+    auto make = [&](int half, Word* to) __attribute__((always_inline)) {
+        for (long line = half * LINES / 2; line < (half + 1) * LINES / 2; line++)
+            __builtin_prefetch(coming + line * LINE, 0, 2);
+        maker.make(from, half, to);
+    };
+    auto multiply = [&]<int SET>(long p) __attribute__((always_inline)) {
+        outputs.begin<TILES, SET>(p, rests[p % 4]);
+        const Word* tokens = x;
+        for (long b = 0; b < blocks; b++, tokens += 2 * TILE_WORDS, std::swap(now, then)) {
+            bool last_one = false;
+            if (b + 1 < blocks) {
+                from += Maker::SIZE;
+                coming += Maker::SIZE + (b + 1 == blocks - AHEAD ? gap : 0);
+            } else {
+                from += Maker::SIZE + gap;
+                last_one = p + 1 == last;
+                if (!last_one) begin(p + 1);
+            }
+            if (!last_one) make(0, then);
+            multiply_token_tiles<TILES, SET>(tokens, size, now);
+            if (!last_one) make(1, then + TILE_WORDS);
+            multiply_token_tiles<TILES, SET>(tokens + TILE_WORDS, size, now + TILE_WORDS);
+            if (TWO_SETS && b == 0 && p > first) outputs.end<TILES, TWO_SETS ? 2 - SET : 0>(p - 1, rests[(p - 1) % 4]);
+        }
+        if (!TWO_SETS || p + 1 == last) outputs.end<TILES, SET>(p, rests[p % 4]);
+    };
+    begin(first);
+    make(0, now);
+    make(1, now + TILE_WORDS);
+    for (long p = first; p < last; p++) {
+        multiply.template operator()<0>(p);
+        if (TWO_SETS && ++p < last) multiply.template operator()<2>(p);
+    }
 }
 
 // Panels [first, last) of the weight by M tokens.
 template <int BITS, bool MINIMUM, bool FINE>
 static void panels_in_words(const Packed& w, long first, long last, const Word* x, const TokenTiles& tokens,
                             const Out& to, Word* ring) {
-    using Maker = WordMaker<BITS, MINIMUM, FINE>;
-    long blocks = (w.D + BLOCK - 1) / BLOCK, passes = (tokens.tiles + PASS_TILES - 1) / PASS_TILES;
-    Maker maker(w);
+    long halves = (w.D + BLOCK - 1) / BLOCK * 2, passes = (tokens.tiles + PASS_TILES - 1) / PASS_TILES;
     for (long pass = 0; pass < passes; pass++) {
         long tile = tokens.tiles * pass / passes, count = tokens.tiles * (pass + 1) / passes - tile;
-        for (long p = first; p < last; p++) {
-            const uint8_t* panel = w.panels + p * w.stride;
-            PanelUnit unit = unit_of<BITS, MINIMUM, FINE>(w, panel, blocks);
-            maker.factor = splat_half(half_power(unit.power));
-            auto some = [&]<int TILES>() {
-                pass_tiles<TILES>(maker, panel, blocks, x, ring, tokens, tile, to, p * PANEL,
-                                  std::min(PANEL, w.rows - p * PANEL), unit.rest);
-            };
-            if (count == 1) some.template operator()<1>();
-            else if (count == 2) some.template operator()<2>();
-            else if (count == 3) some.template operator()<3>();
-            else some.template operator()<4>();
-        }
+        auto some = [&]<int TILES>() {
+            panels_by_tiles<BITS, MINIMUM, FINE, TILES>(w, first, last, x + tile * halves * TILE_WORDS,
+                                                        {to, tokens, tile, w.rows}, ring);
+        };
+        if (count == 1) some.template operator()<1>();
+        else if (count == 2) some.template operator()<2>();
+        else if (count == 3) some.template operator()<3>();
+        else some.template operator()<4>();
     }
 }
 

@@ -61,7 +61,7 @@ bool same_products(const Kernels& level, const Kernels& other) {
     for (long m = 0; m < M; m++) other.hadamard_inputs(x + m * D, D, tokens + m * hadamard::token_bytes(D));
     const Kernels* both[] = {&level, &other};
     for (int i = 0; i < 2; i++) {
-        both[i]->packed_linear({{4, false, false, 1.0f}, panel, 16, D}, 0, 1, quantised, M, {z[i][0], 16, nullptr, false});
+        both[i]->packed_linear({{4, false, false, 1.0f}, panel, 16, D, sizeof panel}, 0, 1, quantised, M, {z[i][0], 16, nullptr, false});
         both[i]->hadamard_linear({by_row, 16, D}, 0, 1, tokens, M, {z[i][1], 16, nullptr, false});
         both[i]->compressed_linear({panels, lists.data(), outliers.data(), ROWS, D}, 0, ROWS / 16, words, M, false,
                                    {y[i], ROWS, nullptr, false}, room.data());
@@ -69,8 +69,8 @@ bool same_products(const Kernels& level, const Kernels& other) {
     if (M >= level.packed_words.least_tokens) {
         alignas(64) static Word codes[(M + 15) / 16 * 16 * D / 2];
         alignas(64) static float rounded[M * 16];
-        for (long m = 0; m < M; m++) level.packed_words.inputs(quantised + m * D / 64, D, m, M, codes);
-        level.packed_words.linear({{4, false, false, 1.0f}, panel, 16, D}, 0, 1, codes, M, {rounded, 16, nullptr, false},
+        for (long m = 0; m < M; m++) level.packed_words.inputs(x + m * D, D, m, M, codes);
+        level.packed_words.linear({{4, false, false, 1.0f}, panel, 16, D, sizeof panel}, 0, 1, codes, M, {rounded, 16, nullptr, false},
                                   room.data());
         for (long i = 0; i < M * 16; i++)
             if (!(std::fabs(rounded[i] - z[1][0][i]) < 0.1f)) return false;  // of sums of about 7

@@ -116,12 +116,12 @@ struct Kernels {
     void (*to_words)(const float* x, long D, Word* to);
     // Panels [first, last) by M tokens.
     void (*packed_linear)(const Packed&, long first, long last, const Quantised* x, long M, const Out& to);
-    // The same by tokens in words, for so many of them that it pays to bring the weights into words as well: both are
-    // rounded to bfloat16. Where there is none, least_tokens is LONG_MAX. room: `room` words.
+    // The same by tokens in words, for so many of them that it pays to bring the weights into words: both are rounded
+    // to bfloat16. Where there is none, least_tokens is LONG_MAX. room: `room` words.
     struct {
         long least_tokens, room;
         // Token m of M, which lie in `to` together: M to the next 16 times D to the next 64 numbers.
-        void (*inputs)(const Quantised* x, long D, long m, long M, Word* to);
+        void (*inputs)(const float* x, long D, long m, long M, Word* to);
         void (*linear)(const Packed&, long first, long last, const Word* x, long M, const Out& to, Word* room);
     } packed_words;
     void (*hadamard_linear)(const Hadamard&, long first, long last, const uint8_t* x, long M, const Out& to);

@@ -87,11 +87,12 @@ class Plan:
         norms = block.norms
         if isinstance(block, ParallelBlock):
             # Both halves read x before either adds to it; what attention does not need is not made before it.
+            [mlp] = block.mlp.mlps()
             self._qkv(block, norms[0])
             self._attend(number, block, layer)
-            self.native.add(self._up_of(block.mlp, native.X, self._norm(norms[-1])))
+            self.native.add(self._up_of(mlp, native.X, self._norm(norms[-1])))
             self._out(block, native.X)
-            self.native.add(self._down_of(block.mlp, native.X))
+            self.native.add(self._down_of(mlp, native.X))
         elif isinstance(block, SandwichBlock):
             self._qkv(block, norms[0])
             self._attend(number, block, layer)
