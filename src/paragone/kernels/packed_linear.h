@@ -36,8 +36,10 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
     };
 #if PARAGONE_TILES
     if constexpr (!FINE) {  // a tile of 16 inputs takes as long as one of 32
-        if (M >= LEAST_OF_TILE * ((M + TILE_ROWS - 1) / TILE_ROWS))
-            return codes_by_tiles<BITS, MINIMUM>(w, first, last, x, M, to);
+        if (M >= LEAST_OF_TILE && M <= TILE_ROWS / 2)
+            return codes_by_tiles<BITS, MINIMUM, TILE_ROWS / 2>(w, first, last, x, M, to);
+        if (M >= LEAST_OF_TILES * ((M + TILE_ROWS - 1) / TILE_ROWS))
+            return codes_by_tiles<BITS, MINIMUM, TILE_ROWS>(w, first, last, x, M, to);
     }
 #endif
     if (M >= TILE)

@@ -22,7 +22,7 @@ constexpr long TILE_WORDS = TILE_ROWS * HALF / NUMBERS;
 constexpr int PASS_TILES = 4;       // of tokens, that pass a panel at once
 constexpr int UNIT = 12;
 constexpr int INPUTS_UNIT = -HALF_TO_WORD - UNIT;
-constexpr long AHEAD_OF_WORDS = 6144;  // bytes of codes: what is asked for in time
+constexpr long AHEAD = 12;  // blocks of codes: what is asked for in time
 constexpr long RING = 4;            // tiles of words: the two of a block that are multiplied, and the next two
 constexpr long PACKED_WORDS_ROOM = RING * TILE_WORDS;
 
@@ -224,7 +224,7 @@ static void panels_by_tiles(const Packed& w, long first, long last, const Word* 
                             Word* ring) {
     using Maker = WordMaker<BITS, MINIMUM, FINE>;
     constexpr bool TWO_SETS = TILES <= 2;
-    constexpr long AHEAD = AHEAD_OF_WORDS / Maker::SIZE, LINES = Maker::SIZE / LINE;
+    constexpr long LINES = Maker::SIZE / LINE;
     Maker maker(w);
     const long blocks = (w.D + BLOCK - 1) / BLOCK, size = 2 * blocks * TILE_WORDS;
     const long gap = w.stride - blocks * Maker::SIZE;

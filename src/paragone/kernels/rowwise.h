@@ -91,7 +91,7 @@ PARAGONE_INLINE VF activated(VF g, Activation activation) {
         return out;
     }
     VF u = activation == SILU ? g : g * (1.0f + g * g * 0.044715f) * 1.5957691216057308f;
-    return g * reciprocal(exp(-u) + 1.0f);
+    return g / (exp(-u) + 1.0f);
 }
 
 static void gated(const float* gate, const float* up, Activation activation, long n, float* y) {
