@@ -7,6 +7,7 @@
 namespace {
 
 constexpr long MOST_SUMS = 4 << 20;  // floats: of the runs of slots of single queries that are kept at once
+constexpr long MOST_TILES = 64 << 20;  // bytes of tiles that are made for all
 constexpr long LEAST_ROWS = 96;
 constexpr long TASKS = 6;        // for every member of several, while there are rows enough
 
@@ -144,6 +145,62 @@ void Attend::join(Run& run, long first, long head) const {
     }
 }
 
+// Where a part is cut, every piece would make tiles of all that it sees.
+bool Attend::begins(const Step& step) const {
+    long tiles = 0;
+    bool cut = false;
+    for (const Part& part : step.parts) {
+        cut |= part.count > best.piece;
+        tiles += part.count > best.piece ? (part.start + part.count) / TILE_SLOTS + 1 : 0;
+    }
+    return cut && !step.deterministic && tiles * spec_.K * best.tile_words(spec_.E) * (long)sizeof(Word) <= MOST_TILES;
+}
+
+void Attend::prepare_begin(Run& run) const {
+    const Pool& pool = this->pool(run);
+    std::vector<std::vector<AllTiles::Of>>& pools = run.tiles->pools;
+    pools.resize(std::max(pools.size(), (size_t)spec_.pool + 1));
+    std::vector<AllTiles::Of>& parts = pools[spec_.pool];
+    parts.clear();
+    long all = 0;
+    for (const Part& part : run.step.parts) {
+        long first = pool.firsts[part.row] / TILE_SLOTS;
+        long upto = part.count > best.piece ? (pool.lasts[part.row + part.count - 1] + TILE_SLOTS - 1) / TILE_SLOTS : first;
+        parts.push_back({first, upto, all});
+        all += upto - first;
+    }
+    grow(run.tiles->words, all * spec_.K * best.tile_words(spec_.E));
+    for (Own& own : run.own) grow(own.room, (TILE_SLOTS + 1) * spec_.E * sizeof(uint16_t));
+}
+
+void Attend::begin(Run& run, int member) const {
+    const Pool& pool = this->pool(run);
+    long stride = best.tile_words(spec_.E), taken = run.team.next(), task = 0;
+    for (size_t number = 0; number < run.step.parts.size(); number++) {
+        const Part& part = run.step.parts[number];
+        auto [first, upto, at] = run.tiles->pools[spec_.pool][number];
+        for (long tile = first; tile < upto; tile++)
+            for (long k = 0; k < spec_.K; k++, task++) {
+                if (task != taken) continue;
+                best.make_tile(slots(run, (long)number, k), tile, pool.firsts[part.row],
+                               pool.lasts[part.row + part.count - 1], spec_.E,
+                               run.tiles->words.data() + ((at + tile - first) * spec_.K + k) * stride,
+                               (uint16_t*)run.own[member].room.data());
+                taken = run.team.next();
+            }
+    }
+    run.team.barrier();
+}
+
+// Of a part, for one head.
+SlotTiles Attend::tiles(const Run& run, int number, long k) const {
+    if (!run.tiles) return {};
+    auto [first, upto, at] = run.tiles->pools[spec_.pool][run.step.parts[number].number];
+    if (first == upto) return {};
+    long stride = best.tile_words(spec_.E);
+    return {run.tiles->words.data() + (at * spec_.K + k) * stride, first, spec_.K * stride};
+}
+
 // `size` tokens of a part, from `at` on.
 void Attend::many(Run& run, Own& own, int number, long at, long size, long k) const {
     const Part& part = run.step.parts[number];
@@ -156,7 +213,8 @@ void Attend::many(Run& run, Own& own, int number, long at, long size, long k) co
                     pool.lasts.data() + row,
                     run.buffer(target_) + (row * spec_.H + k * group) * E,
                     spec_.H * E};
-    best.attend_many(queries, group, slots(run, number, k), E, scoring(run, k), own.room.data());
+    best.attend_many(queries, group, slots(run, number, k), tiles(run, number, k), E, scoring(run, k),
+                     own.room.data());
 }
 
 std::string Attend::describe() const {

@@ -10,13 +10,16 @@
 
 namespace PARAGONE_LEVEL {
 
-constexpr long TILE_SLOTS = 256;
 constexpr long SCORES = TILE_SLOTS + PANEL;  // from row to row: whole kilobytes would share few lines of the cache
 constexpr long ROWS_AT_ONCE = PARAGONE_TILES ? 64 : 48;  // queries whose scores are made at once, and stay near
 
+// A tile of keys in panels, and behind it one of values.
+static long value_words_at(long E) { return (TILE_SLOTS * words_of(E) + 15) / 16 * 16; }
+static long tile_words(long E) { return value_words_at(E) + words_of(TILE_SLOTS) * ((E + PANEL - 1) / PANEL * PANEL); }
+
 // What the work on `rows` queries of width E needs, one after the other.
 struct Room {
-    Word *queries, *keys, *values, *weights;
+    Word *queries, *tile, *weights;
     uint16_t* numbers;
     float *scores, *sums, *largest, *totals;
 
@@ -26,10 +29,8 @@ struct Room {
             pointer = (std::remove_reference_t<decltype(pointer)>)(from + at);
             at += (count * sizeof *pointer + 63) / 64 * 64;
         };
-        long wide = (E + PANEL - 1) / PANEL * PANEL;
         take(room->queries, rows * words_of(E));
-        take(room->keys, TILE_SLOTS * words_of(E));
-        take(room->values, words_of(TILE_SLOTS) * wide);
+        take(room->tile, tile_words(E));
         take(room->weights, ROWS_AT_ONCE * words_of(TILE_SLOTS));
         take(room->numbers, (TILE_SLOTS + 1) * E);
         take(room->scores, ROWS_AT_ONCE * SCORES);
@@ -135,6 +136,13 @@ PARAGONE_INLINE VF hidden(VF x, long from, long upto) {
     return (VF)(((VI)x & own) | (0xff800000 & ~own));
 }
 
+// Of scores with the slots `all`, those with others than `own` become -infinity.
+PARAGONE_INLINE void hide_ends(float* scores, Span all, Span own) {
+    auto hide = [&](long s) { store(scores + s, hidden(load(scores + s), own.from - s, own.upto - s)); };
+    for (long s = all.from; s < own.from; s += W) hide(s);
+    for (long s = own.upto / W * W; s < all.upto; s += W) hide(s);
+}
+
 // Scores of one query with the slots `all` of a tile that begins at slot `at`, of which it sees `own`: capped, with
 // their bias, and -infinity where it sees nothing. Its sums so far, and their total in lanes, are scaled to the new
 // largest score.
@@ -179,18 +187,20 @@ static bool weigh(const float* scores, Span all, float top, float* total, Word* 
         added += one;
         added += other;
     }
-    if (!(largest_of(added) < MOST)) return false;
+    if (!all_below(added, MOST)) return false;
     store(total, load(total) + added);
     return true;
 }
 
 // Rows [first, first + rows) of the queries, at most ROWS_AT_ONCE, with a tile of which keys and values are in panels.
-static void attend_block(const Queries& queries, long group, long first, long rows, long at, long E, Scoring scoring,
-                         const Room& room) {
+static void attend_block(const Queries& queries, long group, long first, long rows, long at, const Word* tile, long E,
+                         Scoring scoring, const Room& room) {
     // Whole panels of what one of them sees: on the diagonal that is little more than half of the tile.
     Span all{TILE_SLOTS, 0};
+    bool everything = true;  // is what each of them sees
     for (long t = first / group; t <= (first + rows - 1) / group; t++) {
         Span own = seen(queries, t, at);
+        everything &= own.from == 0 && own.upto == TILE_SLOTS;
         if (own.from >= own.upto) continue;
         all = {std::min(all.from, own.from / PANEL_ROWS * PANEL_ROWS),
                std::max(all.upto, (own.upto + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS)};
@@ -199,20 +209,24 @@ static void attend_block(const Queries& queries, long group, long first, long ro
     long words = words_of(E), slot_words = words_of(TILE_SLOTS), from = all.from / NUMBERS;
     Out products{room.scores, SCORES, nullptr, false};
     for (long s = all.from; s < all.upto; s += PANEL_ROWS)
-        panels_by_tokens<TILE_PANELS>(room.keys + s * words, PANEL * words, words, room.queries + first * words, words,
+        panels_by_tokens<TILE_PANELS>(tile + s * words, PANEL * words, words, room.queries + first * words, words,
                                       rows, products, s, PANEL_ROWS);
     for (long i = 0, t = first / group, h = first % group; i < rows; i++) {
         long r = first + i;
-        Span own = seen(queries, t, at);
+        Span own = everything ? all : seen(queries, t, at);
         const float* bias = scoring.bias ? scoring.bias + h * scoring.stride : nullptr;
         float* scores = room.scores + i * SCORES;
         Word* weights = room.weights + i * slot_words;
         float *largest = room.largest + r, *total = room.totals + r * W;
         if (own.from < own.upto) {
-            // Scores are seldom much larger than those of the tiles before: of a query that sees all of a tile it need
-            // not be known then which is largest.
-            bool plain = own.from == 0 && own.upto == TILE_SLOTS && scoring.softcap == 0 && !bias;
-            if (!(plain && *largest > -__builtin_inff() && weigh(scores, all, *largest, total, weights))) {
+            // Scores are seldom much larger than those of the tiles before, or than the first ones: it need not be known
+            // then which is largest.
+            bool plain = scoring.softcap == 0 && !bias;
+            if (plain) {
+                hide_ends(scores, all, own);
+                if (*largest == -__builtin_inff()) *largest = largest_of(load(scores + own.from / W * W));
+            }
+            if (!(plain && weigh(scores, all, *largest, total, weights))) {
                 settle(scores, at, all, own, scoring, bias, largest, total, room.sums + r * E, E);
                 if (!weigh(scores, all, *largest, total, weights)) store(total, splat(__builtin_nanf("")));
             }
@@ -226,14 +240,27 @@ static void attend_block(const Queries& queries, long group, long first, long ro
     Out sums{room.sums + first * E, E, nullptr, true};
     for (long e = 0; e < E; e += PANEL_ROWS) {
         auto run = E - e > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
-        run(room.values + e * slot_words + from * PANEL, PANEL * slot_words, (all.upto - all.from) / NUMBERS,
+        run(tile + value_words_at(E) + e * slot_words + from * PANEL, PANEL * slot_words, (all.upto - all.from) / NUMBERS,
             room.weights + from, slot_words, rows, sums, e, std::min(PANEL_ROWS, E - e), false, nullptr, nullptr);
     }
 }
 
-static void attend_many(const Queries& queries, long group, const Slots& slots, long E, Scoring scoring,
-                        uint8_t* room_at) {
-    long rows = queries.tokens * group, words = words_of(E);
+static void make_tile(const Slots& slots, long tile, long lowest, long highest, long E, Word* to, uint16_t* numbers) {
+    uint16_t* nothing = numbers + TILE_SLOTS * E;  // for slots whose blocks may have been given away
+    std::fill(nothing, nothing + E, 0);
+    long at = tile * TILE_SLOTS, words = words_of(E);
+    long begin = std::max(lowest - at, 0L), count = std::min(TILE_SLOTS, highest - at);
+    const uint16_t *keys[TILE_SLOTS] = {}, *values[TILE_SLOTS] = {};
+    slot_numbers(slots.keys, slots, at, begin, count, E, numbers, nothing, keys);
+    for (long s = 0; s < TILE_SLOTS; s += PANEL)
+        panel_of_rows(keys + s, std::clamp<long>(count - s, 0, PANEL), E, to + s * words);
+    slot_numbers(slots.values, slots, at, begin, count, E, numbers, nothing, values);
+    value_panels(values, count, E, to + value_words_at(E));
+}
+
+static void attend_many(const Queries& queries, long group, const Slots& slots, const SlotTiles& tiles, long E,
+                        Scoring scoring, uint8_t* room_at) {
+    long rows = queries.tokens * group, words = words_of(E), lines = tile_words(E) * sizeof(Word) / LINE;
 #if PARAGONE_TILES
     WholeTiles use;
 #endif
@@ -246,29 +273,30 @@ static void attend_many(const Queries& queries, long group, const Slots& slots, 
         for (long g = 0; g < group; g++)
             to_words(queries.q + t * queries.stride + g * E, E, room.queries + (t * group + g) * words);
     }
-    uint16_t* nothing = room.numbers + TILE_SLOTS * E;  // for slots whose blocks may have been given away
-    std::fill(nothing, nothing + E, 0);
     std::fill(room.largest, room.largest + rows, -__builtin_inff());
     std::fill(room.totals, room.totals + rows * W, 0.0f);
     std::fill(room.sums, room.sums + rows * E, 0.0f);
-    for (long at = lowest / TILE_SLOTS * TILE_SLOTS; at < highest; at += TILE_SLOTS) {
-        long begin = std::max<long>(lowest - at, 0), count = std::min(TILE_SLOTS, highest - at);
-        const uint16_t *keys[TILE_SLOTS] = {}, *values[TILE_SLOTS] = {};
-        slot_numbers(slots.keys, slots, at, begin, count, E, room.numbers, nothing, keys);
-        for (long s = 0; s < TILE_SLOTS; s += PANEL)
-            panel_of_rows(keys + s, std::clamp<long>(count - s, 0, PANEL), E, room.keys + s * words);
-        slot_numbers(slots.values, slots, at, begin, count, E, room.numbers, nothing, values);
-        value_panels(values, count, E, room.values);
+    for (long number = lowest / TILE_SLOTS; number * TILE_SLOTS < highest; number++) {
+        long at = number * TILE_SLOTS;
+        const Word* tile = tiles.words + (number - tiles.first) * tiles.stride;
+        if (!tiles.words) {
+            make_tile(slots, number, lowest, highest, E, room.tile, room.numbers);
+            tile = room.tile;
+        }
         // Queries that see nothing of this tile lie at one end: those of a window before, the earliest behind.
         long first = 0, last = queries.tokens;
         while (queries.lasts[first] <= at) first++;
         while (queries.firsts[last - 1] >= at + TILE_SLOTS) last--;
         // The next tile comes meanwhile, a little with each block.
-        long next = at + TILE_SLOTS, end = std::clamp<long>(highest, next, next + TILE_SLOTS);
-        long each = (end - next) * ROWS_AT_ONCE / ((last - first) * group) + 1;
-        for (long r = first * group; r < last * group; r += ROWS_AT_ONCE, next += each) {
-            fetch_slots(slots, next, std::min(next + each, end));
-            attend_block(queries, group, r, std::min(ROWS_AT_ONCE, last * group - r), at, E, scoring, room);
+        long blocks = ((last - first) * group + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, block = 0;
+        long next = at + TILE_SLOTS, left = std::clamp<long>(highest - next, 0, TILE_SLOTS);
+        for (long r = first * group; r < last * group; r += ROWS_AT_ONCE, block++) {
+            long from = block, upto = block + 1;
+            if (!tiles.words) fetch_slots(slots, next + left * from / blocks, next + left * upto / blocks);
+            else if (left)
+                for (long line = lines * from / blocks; line < lines * upto / blocks; line++)
+                    __builtin_prefetch(tile + tiles.stride + line * (LINE / sizeof(Word)), 0, 2);
+            attend_block(queries, group, r, std::min(ROWS_AT_ONCE, last * group - r), at, tile, E, scoring, room);
         }
     }
     for (long r = 0; r < rows; r++) {

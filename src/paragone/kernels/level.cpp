@@ -38,6 +38,8 @@ const Kernels PARAGONE_TABLE = {
     attend,
     attend_many,
     attend_room,
+    make_tile,
+    tile_words,
     narrow_all,
     round_row,
     hadamard_row,

@@ -213,6 +213,9 @@ class Attend : public Op {
     void prepare(Run& run) const override;
     std::string describe() const override;
     bool waits() const override { return true; }
+    bool begins(const Step& step) const override;
+    void prepare_begin(Run& run) const override;
+    void begin(Run& run, int member) const override;
     std::vector<int> kept() const override { return {spec_.buffer}; }
     Cost cost() const override { return {0, 2 * spec_.H * spec_.E, spec_.pool}; }
 
@@ -229,6 +232,7 @@ class Attend : public Op {
     void many(Run& run, Own& own, int part, long at, long size, long k) const;
     long tile(const Run& run) const;  // tokens that are one task of a longer part
     long upto(const Run& run, long first) const;
+    SlotTiles tiles(const Run& run, int number, long k) const;
     const Pool& pool(const Run& run) const { return run.step.pools[spec_.pool]; }
     Slots slots(const Run& run, long number, long k) const;
     Scoring scoring(const Run& run, long k) const;

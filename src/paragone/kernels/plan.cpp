@@ -81,7 +81,8 @@ static Step cut(const Step& step, int32_t first, int32_t last, long width) {
     for (const Part& part : step.parts) {
         int32_t from = std::max(first, part.row), to = std::min(last, part.row + part.count);
         if (from < to)
-            own.parts.push_back({from - first, to - from, part.start + from - part.row, part.whole, 0, part.tables});
+            own.parts.push_back({from - first, to - from, part.start + from - part.row, part.whole, 0, part.tables,
+                                 (int32_t)(&part - step.parts.data())});
     }
     return own;
 }
@@ -195,11 +196,18 @@ void Plan::run_pieces(Step& step, std::vector<Piece>& pieces, bool apart, int th
     Run whole = view(step, common, team, threads, nullptr);
     bool one_each = (int)pieces.size() == threads;
     auto shared = [&](size_t op) { return one_each && ops_[op]->shared(step); };
-    for (size_t i = 0; i < end; i++)
+    whole.tiles = &tiles_;
+    std::vector<bool> begins(end);
+    for (size_t i = 0; i < end; i++) {
         if (shared(i)) ops_[i]->prepare(whole);
+        begins[i] = !apart && ops_[i]->begins(step);
+        if (!begins[i]) continue;
+        if (step.pools.empty()) lay_out(step);
+        ops_[i]->prepare_begin(whole);
+    }
     for (Piece& piece : pieces) {
         lay_out(piece.step);
-        for (Room& room : rooms_) prepare(piece.step, room, 1, &piece);
+        for (int member = 0; member < threads; member++) prepare(piece.step, rooms_[member], 1, &piece);
     }
     team.run(threads, [&](int member) {
         Room& room = rooms_[member];
@@ -209,10 +217,12 @@ void Plan::run_pieces(Step& step, std::vector<Piece>& pieces, bool apart, int th
                 work(whole, member, first, last);
                 continue;
             }
+            if (begins[first]) ops_[first]->begin(whole, member);
             while (last < end && !shared(last) && (apart || !ops_[last]->waits())) last++;
             // The last rows of a long part see most: they begin.
             for (long piece; (piece = (long)pieces.size() - 1 - team.next()) >= 0;) {
                 Run run = view(pieces[piece].step, room, room.alone, 1, &pieces[piece]);
+                if (begins[first]) run.tiles = &tiles_;
                 work(run, member, first, last);
             }
             team.barrier();

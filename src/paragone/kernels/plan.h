@@ -12,14 +12,41 @@
 #include "table.h"
 #include "team.h"
 
+// Memory that begins with a line of the cache.
+template <class T> struct Lines {
+    using value_type = T;
+    Lines() = default;
+    template <class U> Lines(const Lines<U>&) {}
+    T* allocate(size_t count) { return (T*)::operator new(count * sizeof(T), std::align_val_t(64)); }
+    void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t(64)); }
+    bool operator==(const Lines&) const { return true; }
+};
+
+template <class T> using Buffer = std::vector<T, Lines<T>>;
+
+template <class T> void grow(Buffer<T>& room, size_t size) {
+    if (room.size() < size) room.resize(size);
+}
+
 // What the queries of a layer see: all slots, the last `reach` of them, or those of their own chunk of `reach`.
 enum class View { FULL, SLIDING, CHUNKED };
 
 // Tokens of one sequence in a step: rows [row, row + count), from slot `start` on; its blocks in every pool. `whole`
-// is how many the step has of it, where this is a piece of that; what comes out for its last `wanted` rows is asked for.
+// is how many the step has of it, where this is a piece of that part of the step, which is its number `number`; what
+// comes out for its last `wanted` rows is asked for.
 struct Part {
     int32_t row, count, start, whole, wanted;
     std::vector<std::vector<int32_t>> tables;
+    int32_t number = 0;
+};
+
+// Tiles of the keys and values that parts of a step see in one layer, made once for all of their pieces.
+struct AllTiles {
+    struct Of {
+        long first, upto, at;  // a part's tiles, and how many those of the parts before are
+    };
+    std::vector<std::vector<Of>> pools;  // of each part
+    Buffer<Word> words;                  // of the layer at hand
 };
 
 // A step's side of one pool of blocks.
@@ -62,22 +89,6 @@ struct Step {
     float* out;         // of a plan that has outputs of its own, where they are asked for
     int64_t* largest;   // and of each row the place of the largest
 };
-
-// Memory that begins with a line of the cache.
-template <class T> struct Lines {
-    using value_type = T;
-    Lines() = default;
-    template <class U> Lines(const Lines<U>&) {}
-    T* allocate(size_t count) { return (T*)::operator new(count * sizeof(T), std::align_val_t(64)); }
-    void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t(64)); }
-    bool operator==(const Lines&) const { return true; }
-};
-
-template <class T> using Buffer = std::vector<T, Lines<T>>;
-
-template <class T> void grow(Buffer<T>& room, size_t size) {
-    if (room.size() < size) room.resize(size);
-}
 
 // Room for a run of rows as products take them.
 class Inputs {
@@ -136,6 +147,7 @@ struct Run {
     Buffer<float>& partial;
     std::vector<Own>& own;  // one for each member, or more
     int members;            // at most
+    AllTiles* tiles = nullptr;  // of the layer at hand, where they are made before it
 
     float* buffer(int index) const {
         return index == X ? step.x : index == OUT ? step.out : buffers[index];
@@ -164,6 +176,10 @@ class Op {
     virtual std::string describe() const = 0;
     // Whether threads share it that have rows of their own otherwise. Then it reads and writes x alone.
     virtual bool shared(const Step&) const { return false; }
+    // What all threads do before any of them works on its own rows of it, if it wants that for a step.
+    virtual bool begins(const Step&) const { return false; }
+    virtual void prepare_begin(Run&) const {}
+    virtual void begin(Run&, int) const {}
     // Whether it reads what others have put into the cache.
     virtual bool waits() const { return false; }
     // Buffers that were filled before an operation that waits and are read from there on.
@@ -212,4 +228,5 @@ class Plan {
     long enough_ = 1;
     size_t tail_ = 0;  // from this operation on no row reads what is made for another
     std::deque<Room> rooms_;
+    AllTiles tiles_;
 };

@@ -87,6 +87,14 @@ struct Slots {
     Blocks then{};
 };
 
+// Tiles of a head's keys and values as `attend_many` multiplies them: TILE_SLOTS slots each, `stride` words apart, the
+// first of them number `first`. None: it makes them itself.
+constexpr long TILE_SLOTS = 256;
+struct SlotTiles {
+    const Word* words = nullptr;
+    long first = 0, stride = 0;
+};
+
 // What is done to scores: capped by softcap * tanh(score / softcap) unless that is 0; then, of query h and slot s,
 // bias[h * stride + s] is added unless there is none.
 struct Scoring {
@@ -142,8 +150,11 @@ struct Kernels {
     void (*attend)(const float* q, long group, const Slots&, long first, long S, long E, Scoring, float* room,
                    float* out, float* largest, float* total);
     // Many tokens' queries over all that they see. room: attend_room(rows, E) bytes.
-    void (*attend_many)(const Queries&, long group, const Slots&, long E, Scoring, uint8_t* room);
+    void (*attend_many)(const Queries&, long group, const Slots&, const SlotTiles&, long E, Scoring, uint8_t* room);
     long (*attend_room)(long rows, long E);
+    // What a tile has of slots [lowest, highest): tile_words(E) words. room: (TILE_SLOTS + 1) E numbers.
+    void (*make_tile)(const Slots&, long tile, long lowest, long highest, long E, Word* to, uint16_t* room);
+    long (*tile_words)(long E);
     void (*narrow)(const float* x, long n, uint16_t* to);
     // A row to codes (D, of four bits), scales and minima: one for every 32 numbers.
     void (*round_row)(const float* x, long D, float unit, uint8_t* codes, float* scales, float* minima);

@@ -310,13 +310,12 @@ PARAGONE_INLINE VF exp(VF x) {
     return y * (VF)((VU)shifted << 23);
 }
 
-// 1 / x for x from 1 on, off by two units in the last place at most: a division takes as long as all of `exp`.
-PARAGONE_INLINE VF reciprocal(VF x) {
+// False, too, where one is not a number.
+PARAGONE_INLINE bool all_below(VF x, float limit) {
 #if defined(__AVX512F__)
-    VF near = (VF)_mm512_rcp14_ps((__m512)x);
-    return multiply_add(near, multiply_add(near, -x, splat(1.0f)), near);
+    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_LT_OQ) == 0xffff;
 #else
-    return 1.0f / x;
+    return largest_of(x) < limit;
 #endif
 }
 
