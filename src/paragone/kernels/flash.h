@@ -5,17 +5,13 @@
 #pragma once
 
 #include "attention.h"
-#include "panels.h"
 #include "rowwise.h"
+#include "slot_tiles.h"
 
 namespace PARAGONE_LEVEL {
 
 constexpr long SCORES = TILE_SLOTS + PANEL;  // from row to row: whole kilobytes would share few lines of the cache
 constexpr long ROWS_AT_ONCE = PARAGONE_TILES ? 64 : 48;  // queries whose scores are made at once, and stay near
-
-// A tile of keys in panels, and behind it one of values.
-static long value_words_at(long E) { return (TILE_SLOTS * words_of(E) + 15) / 16 * 16; }
-static long tile_words(long E) { return value_words_at(E) + words_of(TILE_SLOTS) * ((E + PANEL - 1) / PANEL * PANEL); }
 
 // What the work on `rows` queries of width E needs, one after the other.
 struct Room {
@@ -44,77 +40,6 @@ struct Room {
 static long attend_room(long rows, long E) {
     Room room;
     return Room::lay_out(&room, nullptr, rows, E);
-}
-
-// Where the numbers of slots [at, at + count) lie, as bfloat16: where they are, or in `room`. Those before `begin`,
-// whose blocks may have been given away, are `nothing`.
-static void slot_numbers(const uint8_t* base, const Slots& slots, long at, long begin, long count, long E,
-                         uint16_t* room, const uint16_t* nothing, const uint16_t** rows) {
-    std::fill(rows, rows + begin, nothing);
-    const int32_t* block = slots.table + (at + begin) / slots.size;
-    for (long s = begin, in = (at + begin) % slots.size; s < count; block++, in = 0) {
-        const uint8_t* row = base + *block * slots.stride + in * slots.row;
-        for (; in < slots.size && s < count; in++, s++, row += slots.row) {
-            if (!slots.eight_bit) {
-                rows[s] = (const uint16_t*)row;
-                continue;
-            }
-            const int8_t* codes = (const int8_t*)row;
-            float scale = scale_of(codes, E);
-            uint16_t* to = room + s * E;
-            long e = 0;
-            for (; e + W <= E; e += W) store(to + e, load(codes + e) * scale);
-            for (; e < E; e++) to[e] = narrow(codes[e] * scale);
-            rows[s] = to;
-        }
-    }
-}
-
-// Slots [from, upto) come nearer, as far as the second cache: the first is full of what is being worked on.
-static void fetch_slots(const Slots& slots, long from, long upto) {
-    for (long at = from; at < upto;) {
-        long in = at % slots.size, here = std::min(upto - at, slots.size - in);
-        long place = slots.table[at / slots.size] * slots.stride + in * slots.row;
-        for (const uint8_t* base : {slots.keys, slots.values})
-            for (long line = 0; line < here * slots.row; line += 64) __builtin_prefetch(base + place + line, 0, 2);
-        at += here;
-    }
-}
-
-// Slots [at, at + count) of the values as panels of E rows: words of neighbouring slots where words hold pairs.
-static void value_panels(const uint16_t* const* rows, long count, long E, Word* panels) {
-    long words = words_of(TILE_SLOTS), first = 0;
-#if defined(__AVX512BF16__)
-    for (; first + 2 * PANEL <= E; first += 2 * PANEL)
-        for (long j = 0; j < words; j++) {
-            VI low = 2 * j < count ? load_words(rows[2 * j] + first) : VI{};
-            VI high = 2 * j + 1 < count ? load_words(rows[2 * j + 1] + first) : VI{};
-            for (bool last : {false, true}) {
-                VI both = interleave_halves(low, high, last);
-                std::memcpy(panels + (first + last * PANEL) * words + j * PANEL, &both, sizeof both);
-            }
-        }
-#endif
-    for (; first < E; first += PANEL) {
-        Word* panel = panels + first * words;
-        long there = std::min(PANEL, E - first);
-        for (long j = 0; j < words; j++)
-            for (long v = 0; v < PANEL; v += W) {
-                if (v + W <= there) {
-                    VU low = {}, high = {};
-                    if (NUMBERS * j < count) low = (VU)load(rows[NUMBERS * j] + first + v);
-                    if (NUMBERS == 2 && 2 * j + 1 < count) high = (VU)load(rows[2 * j + 1] + first + v);
-                    VU word = NUMBERS == 2 ? low >> 16 | high : low;
-                    std::memcpy(panel + j * PANEL + v, &word, sizeof word);
-                    continue;
-                }
-                for (long i = v; i < v + W; i++) {
-                    Word low = NUMBERS * j < count && i < there ? rows[NUMBERS * j][first + i] : 0;
-                    Word high = NUMBERS == 2 && 2 * j + 1 < count && i < there ? rows[2 * j + 1][first + i] : 0;
-                    panel[j * PANEL + i] = NUMBERS == 2 ? high << 16 | low : low << 16;
-                }
-            }
-    }
 }
 
 // Slots of a tile, from its first on.
@@ -243,19 +168,6 @@ static void attend_block(const Queries& queries, long group, long first, long ro
         run(tile + value_words_at(E) + e * slot_words + from * PANEL, PANEL * slot_words, (all.upto - all.from) / NUMBERS,
             room.weights + from, slot_words, rows, sums, e, std::min(PANEL_ROWS, E - e), false, nullptr, nullptr);
     }
-}
-
-static void make_tile(const Slots& slots, long tile, long lowest, long highest, long E, Word* to, uint16_t* numbers) {
-    uint16_t* nothing = numbers + TILE_SLOTS * E;  // for slots whose blocks may have been given away
-    std::fill(nothing, nothing + E, 0);
-    long at = tile * TILE_SLOTS, words = words_of(E);
-    long begin = std::max(lowest - at, 0L), count = std::min(TILE_SLOTS, highest - at);
-    const uint16_t *keys[TILE_SLOTS] = {}, *values[TILE_SLOTS] = {};
-    slot_numbers(slots.keys, slots, at, begin, count, E, numbers, nothing, keys);
-    for (long s = 0; s < TILE_SLOTS; s += PANEL)
-        panel_of_rows(keys + s, std::clamp<long>(count - s, 0, PANEL), E, to + s * words);
-    slot_numbers(slots.values, slots, at, begin, count, E, numbers, nothing, values);
-    value_panels(values, count, E, to + value_words_at(E));
 }
 
 static void attend_many(const Queries& queries, long group, const Slots& slots, const SlotTiles& tiles, long E,
