@@ -7,7 +7,6 @@ namespace {
 
 constexpr long MOST_ROWS = 31;  // measured: 32 are two whole tiles for each of two threads
 constexpr long SLICE = 64;      // inputs of packed weights that lie together
-constexpr long INNER = 4096;     // outputs that are finished at once: as they are near
 
 // Inner outputs [begin, end) of a member.
 struct Slice {
@@ -68,9 +67,7 @@ void FeedForward::run_shared(Run& run, int member) const {
     const float* x = run.step.x;
     Slice slice(*up_, run, member);
     for (long m = 0; m < T; m++) up_->make_input(run, x + m * D, m, T, inputs, own);
-    for (long n = slice.begin; n < slice.end; n += INNER)
-        up_->finish(run, member, inputs, T, n, std::min(slice.end, n + INNER), own.inner.data());
-
+    if (slice.width()) up_->finish(run, member, inputs, T, slice.begin, slice.end, own.inner.data());
     for (long m = 0; m < T; m++)
         best.packed_words.inputs(own.inner.data() + m * inner + slice.begin, slice.width(), m, T,
                                  inputs.code_words(0, T, slice.width()));
@@ -85,7 +82,7 @@ void FeedForward::run_shared(Run& run, int member) const {
     }
     run.team.barrier();
 
-    // Its own rows, where it has some: rows [begin, end).
+    // All sums of its own rows, about as pieces have them.
     const float* bias = down_->bias_.empty() ? nullptr : down_->bias_.data();
     for (long m = T * member / members; m < T * (member + 1) / members; m++) {
         float* y = run.step.x + m * N;

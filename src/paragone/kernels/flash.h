@@ -61,13 +61,6 @@ PARAGONE_INLINE VF hidden(VF x, long from, long upto) {
     return (VF)(((VI)x & own) | (0xff800000 & ~own));
 }
 
-// Of scores with the slots `all`, those with others than `own` become -infinity.
-PARAGONE_INLINE void hide_ends(float* scores, Span all, Span own) {
-    auto hide = [&](long s) { store(scores + s, hidden(load(scores + s), own.from - s, own.upto - s)); };
-    for (long s = all.from; s < own.from; s += W) hide(s);
-    for (long s = own.upto / W * W; s < all.upto; s += W) hide(s);
-}
-
 // Scores of one query with the slots `all` of a tile that begins at slot `at`, of which it sees `own`: capped, with
 // their bias, and -infinity where it sees nothing. Its sums so far, and their total in lanes, are scaled to the new
 // largest score.
@@ -144,14 +137,10 @@ static void attend_block(const Queries& queries, long group, long first, long ro
         Word* weights = room.weights + i * slot_words;
         float *largest = room.largest + r, *total = room.totals + r * W;
         if (own.from < own.upto) {
-            // Scores are seldom much larger than those of the tiles before, or than the first ones: it need not be known
-            // then which is largest.
-            bool plain = scoring.softcap == 0 && !bias;
-            if (plain) {
-                hide_ends(scores, all, own);
-                if (*largest == -__builtin_inff()) *largest = largest_of(load(scores + own.from / W * W));
-            }
-            if (!(plain && weigh(scores, all, *largest, total, weights))) {
+            // Scores are seldom much larger than those of the tiles before: of a query that sees all of a tile it need
+            // not be known then which is largest.
+            bool plain = own.from == 0 && own.upto == TILE_SLOTS && scoring.softcap == 0 && !bias;
+            if (!(plain && *largest > -__builtin_inff() && weigh(scores, all, *largest, total, weights))) {
                 settle(scores, at, all, own, scoring, bias, largest, total, room.sums + r * E, E);
                 if (!weigh(scores, all, *largest, total, weights)) store(total, splat(__builtin_nanf("")));
             }
