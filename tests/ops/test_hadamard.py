@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paragone.ops.hadamard import MOST_WIDTH, HadamardMatrix, turned
-from tests.ops.plans import SHAPES, linear, random_hadamard, run, turned_inputs
+from tests.ops.plans import (
+    SHAPES,
+    linear,
+    native,
+    random_hadamard,
+    run,
+    run_in_place,
+    seen,
+    turned_inputs,
+)
 
 
 def test_turning_is_the_hadamard_matrix():
@@ -65,11 +74,11 @@ def test_one_large_number_costs_the_others_little():
     assert off < 0.2 * (weight.abs().amax() / 127 / 12**0.5)
 
 
-def check(matrix, x, bias):
-    weight = matrix.dequantize().double()
-    want = x.double() @ weight.T + bias.double()
+def check(matrix, x, bias=None):
+    weight, more = matrix.dequantize().double(), torch.zeros(len(matrix)) if bias is None else bias
+    want = x.double() @ weight.T + more.double()
     # What float32 makes of a run's 64 numbers is off by what it is of the largest.
-    size = x.double().abs().sum(1, keepdim=True) * weight.abs().amax(1) + bias.abs()
+    size = x.double().abs().sum(1, keepdim=True) * weight.abs().amax(1) + more.abs()
     assert ((run(x, linear([matrix], bias), len(matrix)) - want).abs() <= 2e-6 * size).all()
 
 
@@ -77,6 +86,25 @@ def check(matrix, x, bias):
 @pytest.mark.parametrize("shape", [*SHAPES, (129, 2048), (48, 4200)], ids=str)
 def test_products(shape, tokens):
     check(random_hadamard(*shape), turned_inputs(tokens, shape[1]), torch.randn(shape[0]))
+
+
+@pytest.mark.parametrize("tokens", [16, 20, 31, 32, 47, 64, 130, 257, 300])
+@pytest.mark.parametrize("shape", [(16, 64), (48, 576), (96, 128), (40, 200), (161, 64)], ids=str)
+def test_products_without_bias(shape, tokens):
+    """Outputs that are stored as they are, but for a last panel's; of more tokens than pass the panels at once."""
+    check(random_hadamard(*shape), turned_inputs(tokens, shape[1]))
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 31, 33, 47, 65, 130, 300])
+@pytest.mark.parametrize("width", [64, 80, 100, 192])
+def test_products_are_added_to_what_is_there(width, tokens):
+    """Once to each, though some tokens are in two tiles."""
+    matrix, x = random_hadamard(width, width), turned_inputs(tokens, width)
+    weight, got = matrix.dequantize().double(), x.clone()
+    parts = [seen(matrix)], 0, native.Prologue(), native.Epilogue()
+    run_in_place(got, native.Linear(native.X, native.X, width, *parts, True))
+    size = x.double().abs().sum(1, keepdim=True) * (weight.abs().amax(1) + 1)
+    assert ((got - x - x.double() @ weight.T).abs() <= 2e-6 * size).all()
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)

@@ -37,19 +37,4 @@ template <int N> PARAGONE_INLINE void finish(const Out& to, long m, long n, long
     }
 }
 
-// The same of `rows` tokens from m on, one after the other: row(i, out) makes token m + i's. Where they go is read once,
-// for the compilers cannot know that outputs do not change it.
-template <int N, class Row>
-PARAGONE_INLINE void finish_rows(const Out& to, long m, long n, long count, long rows, Row row) {
-    const long stride = to.stride;
-    float* y = to.y + m * stride + n;
-    const float* bias = to.bias ? to.bias + n : nullptr;
-    const bool add = to.add;
-    for (long i = 0; i < rows; i++, y += stride) {
-        VF out[N];
-        row(i, out);
-        finish({y, 0, bias, add}, 0, 0, count, out);
-    }
-}
-
 }  // namespace PARAGONE_LEVEL

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "attention.h"
+#include "coming.h"
 #include "rowwise.h"
 #include "slot_tiles.h"
 
@@ -111,8 +112,9 @@ static bool weigh(const float* scores, Span all, float top, float* total, Word* 
 }
 
 // Rows [first, first + rows) of the queries, at most ROWS_AT_ONCE, with a tile of which keys and values are in panels.
+// Others come meanwhile, a little with each row.
 static void attend_block(const Queries& queries, long group, long first, long rows, long at, const Word* tile, long E,
-                         Scoring scoring, const Room& room) {
+                         Scoring scoring, const Room& room, Coming coming) {
     // Whole panels of what one of them sees: on the diagonal that is little more than half of the tile.
     Span all{TILE_SLOTS, 0};
     bool everything = true;  // is what each of them sees
@@ -135,6 +137,7 @@ static void attend_block(const Queries& queries, long group, long first, long ro
         const float* bias = scoring.bias ? scoring.bias + h * scoring.stride : nullptr;
         float* scores = room.scores + i * SCORES;
         Word* weights = room.weights + i * slot_words;
+        coming.fetch_some();
         float *largest = room.largest + r, *total = room.totals + r * W;
         if (own.from < own.upto) {
             // Scores are seldom much larger than those of the tiles before: of a query that sees all of a tile it need
@@ -192,12 +195,15 @@ static void attend_many(const Queries& queries, long group, const Slots& slots, 
         long blocks = ((last - first) * group + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, block = 0;
         long next = at + TILE_SLOTS, left = std::clamp<long>(highest - next, 0, TILE_SLOTS);
         for (long r = first * group; r < last * group; r += ROWS_AT_ONCE, block++) {
-            long from = block, upto = block + 1;
-            if (!tiles.words) fetch_slots(slots, next + left * from / blocks, next + left * upto / blocks);
-            else if (left)
-                for (long line = lines * from / blocks; line < lines * upto / blocks; line++)
-                    __builtin_prefetch(tile + tiles.stride + line * (LINE / sizeof(Word)), 0, 2);
-            attend_block(queries, group, r, std::min(ROWS_AT_ONCE, last * group - r), at, tile, E, scoring, room);
+            long from = block, upto = block + 1, count = std::min(ROWS_AT_ONCE, last * group - r);
+            Coming coming;
+            if (!tiles.words) {
+                fetch_slots(slots, next + left * from / blocks, next + left * upto / blocks);
+            } else if (left) {
+                auto other = (const uint8_t*)(tile + tiles.stride), end = other + lines * upto / blocks * LINE;
+                coming = {other + lines * from / blocks * LINE, end, (lines / blocks + count) / count};
+            }
+            attend_block(queries, group, r, count, at, tile, E, scoring, room, coming);
         }
     }
     for (long r = 0; r < rows; r++) {

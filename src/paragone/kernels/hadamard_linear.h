@@ -6,8 +6,7 @@
 #include "bytes.h"
 #include "coming.h"
 #include "finish.h"
-#include "hadamard.h"
-#include "tiles.h"
+#include "hadamard_tiles.h"
 
 namespace PARAGONE_LEVEL {
 
@@ -114,93 +113,6 @@ static void hadamard_some(const Panels<P>& panels, long runs, const uint8_t* x, 
     if constexpr (MOST > 1)
         if (count) hadamard_some<P, MOST - 1>(panels, runs, x, m, count, count, to, coming);
 }
-
-#if PARAGONE_TILES
-// Sums of up to 32 tokens with P panels, which become outputs one token after the other while the next ones are made:
-// what is done with a tile's sums waits for its last product, and tiles leave the other units idle meanwhile.
-// done(i, n, sums of tokens [i, i + n)).
-template <class Sum, int P, class Done> class Waiting {
-  public:
-    // Takes the sums that are in tiles: those of tokens [first, last) are to be kept.
-    PARAGONE_MEMBER void take(long first, long last, const Done& done) {
-        some(2 * TILE_ROWS);
-        store_sums<P>(sums_, sizeof sums_[0], last > TILE_ROWS);
-        next_ = first;
-        last_ = last;
-        done_ = done;
-    }
-
-    PARAGONE_MEMBER void some(long count) {
-        long from = next_, here = std::min(count, last_ - from);
-        if (here <= 0) return;
-        next_ = from + here;
-        done_(from, here, sums_[from]);
-    }
-
-  private:
-    alignas(64) Sum sums_[2 * TILE_ROWS][16 * P];
-    long next_ = 0, last_ = 0;
-    Done done_;
-};
-
-// What sums of P panels become.
-template <int P> struct HadamardOutputs {
-    Panels<P> panels;
-    const uint8_t* endings;  // of tokens, `stride` bytes apart, from token m on
-    long stride, m;
-    Out to;
-
-    PARAGONE_MEMBER void operator()(long i, long n, const int32_t* sums) const {
-        Panels<P> own = panels;
-        const uint8_t* ending = endings + i * stride;
-        finish_rows<P>(to, m + i, own.first, own.count, n, [&, step = stride](long row, VF (&out)[P]) {
-            VI token[P];
-            for (int p = 0; p < P; p++) token[p] = load_words(sums + (row * P + p) * PANEL);
-            own.outputs(ending + row * step, token, out);
-        });
-    }
-};
-
-template <int P> using HadamardWaiting = Waiting<int32_t, P, HadamardOutputs<P>>;
-
-// Panels by M tokens, a tile of them at least.
-template <int P>
-static void hadamard_by_tiles(const Panels<P>& panels, long runs, const uint8_t* x, long M, const Out& to,
-                              Coming coming, HadamardWaiting<P>& waiting) {
-    long stride = runs * hadamard::RUN + hadamard::LINE, each = (2 * TILE_ROWS + runs - 1) / runs;
-    for (long done = 0; done < M;) {
-        TileTokens now(done, M);
-        const uint8_t *token = x + now.first * stride, *codes = panels.codes;
-        zero_sums();
-        for (long run = 0; run < runs; run++, token += hadamard::RUN, codes += hadamard::RUN_BYTES) {
-            multiply_tiles<P, true>(token, stride, now.wide, codes, panels.stride);
-            waiting.some(each);
-            coming.fetch_some();
-        }
-        waiting.take(done - now.first, now.upto - now.first, {panels, token, stride, now.first, to});
-        done = now.upto;
-    }
-}
-
-static void hadamard_tiles(const Hadamard& w, long first, long last, const uint8_t* x, long M, const Out& to) {
-    WholeTiles use;
-    long bytes = hadamard::panel_bytes(w.D), runs = hadamard::runs_of(w.D);
-    const uint8_t* end = w.panels + last * bytes;
-    HadamardWaiting<2> two;
-    HadamardWaiting<1> one;
-    auto pass = [&]<int P>(long p, HadamardWaiting<P>& waiting) {
-        const uint8_t* next = w.panels + (p + P) * bytes;
-        long times = (M + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS) * runs;
-        Coming coming{next, std::min(next + P * bytes, end), (P * bytes / LINE + times - 1) / times};
-        hadamard_by_tiles(Panels<P>(w, p), runs, x, M, to, coming, waiting);
-    };
-    long p = first;
-    for (; p + 2 <= last; p += 2) pass(p, two);
-    if (p < last) pass(p, one);
-    two.some(2 * TILE_ROWS);
-    one.some(2 * TILE_ROWS);
-}
-#endif
 
 // Panels [first, last) of the weight by M tokens of token_bytes(D) each.
 static void hadamard_linear(const Hadamard& w, long first, long last, const uint8_t* x, long M, const Out& to) {

@@ -152,6 +152,15 @@ PARAGONE_INLINE void zero_sums() {
     TILE_ZERO(3);
 }
 
+// Those of each token begin with what its 16 numbers are.
+template <int P> PARAGONE_INLINE void begin_sums(const int32_t* tokens, bool wide) {
+    TILE_LOAD(0, tokens, 64);
+    if constexpr (P == 2) TILE_LOAD(1, tokens, 64);
+    if (!wide) return;
+    TILE_LOAD(2, tokens + TILE_ROWS * PANEL, 64);
+    if constexpr (P == 2) TILE_LOAD(3, tokens + TILE_ROWS * PANEL, 64);
+}
+
 template <int P> PARAGONE_INLINE void load_sums(const void* from, long stride, bool wide) {
     const uint8_t *near = (const uint8_t*)from, *far = near + TILE_ROWS * stride;
     TILE_LOAD(0, near, stride);
