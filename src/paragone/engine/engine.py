@@ -292,6 +292,8 @@ class Engine:
 
     def _follow_regime(self, answer: Answer) -> None:
         """Where the ropes turn a longer text otherwise, what is computed does not count any more."""
+        if not self.decoder.turns_by_length:
+            return
         sequence = answer.sequence
         length = len(sequence.token_ids)
         if self.decoder.regime(length) != self.decoder.regime(length - 1):

@@ -36,11 +36,13 @@ class Sampler:
         self._added: Tensor | None = None
         self._unmade: tuple[list[int], int] | None = prompt_ids, vocab_size
         self._ends = torch.tensor(sorted(ends) if params.min_tokens else [], dtype=torch.int64)
+        self._num_ends = len(self._ends)
+        self._greedy = params.temperature == 0 and not _changes(params)
 
     @property
     def takes_best(self) -> bool:
         """Whether it takes the most likely token now, whatever it is."""
-        return self.params.temperature == 0 and not _changes(self.params) and not self._too_early
+        return self._greedy and not self._too_early
 
     @property
     def needs_logits(self) -> bool:
@@ -49,7 +51,7 @@ class Sampler:
 
     @property
     def _too_early(self) -> bool:
-        return self.num_chosen < self.params.min_tokens and len(self._ends) > 0
+        return self._num_ends > 0 and self.num_chosen < self.params.min_tokens
 
     def choose(
         self, logits_V: Tensor | None, best: int | None = None, allowed_V: Tensor | None = None

@@ -62,20 +62,29 @@ void Packing::put(long first, long count, const uint8_t* codes, const float* sca
 }
 
 void Packing::get(long row, float* to) const {
+    constexpr long QUAD = 4;  // inputs that lie together
     long blocks = (D + 63) / 64, group = fine ? 16 : 32, each = 64 / group, lane = row % 16;
     long code_bytes = 64 * 16 * bits / 8, size = code_bytes + each * (has_minimum ? 2 : 1) * 32;
     long upper = bits < 8 ? bits - 4 : 0, inputs = upper ? 32 / upper : 64;
-    int center = has_minimum && bits < 8 ? 0 : 1 << (bits - 1);
-    const uint8_t* block = panels + row / 16 * blocks * size;
-    for (long b = 0; b < blocks; b++, block += size)
-        for (long i = 0; i < std::min(64L, D - b * 64); i++) {
-            int code = bits == 8 ? block[i / 4 * 64 + lane * 4 + i % 4]
-                                 : block[(i / 32 * 4 + i % 16 / 4) * 64 + lane * 4 + i % 4] >> (i % 32 < 16 ? 0 : 4) & 15;
-            int above = upper ? block[LOW_BYTES + i / inputs * 64 + lane * 4 + i % 4] >> (i % inputs / 4 * upper) : 0;
-            code |= (above & ((1 << upper) - 1)) << 4;
-            const uint16_t* scales = (const uint16_t*)(block + code_bytes) + lane;
-            int whole = has_levels ? levels[code] - 128 : code - center;
-            float value = (float)whole * (from_half(scales[i / group * 16]) * unit);
-            to[b * 64 + i] = has_minimum ? value + from_half(scales[(each + i / group) * 16]) * unit : value;
+    int center = has_minimum && bits < 8 ? 0 : 1 << (bits - 1), most = (1 << upper) - 1;
+    const uint8_t* block = panels + row / 16 * blocks * size + lane * QUAD;
+    for (long b = 0; b < blocks; b++, block += size) {
+        const uint16_t* scales = (const uint16_t*)(block + code_bytes - lane * QUAD) + lane;
+        float scale = 0, minimum = 0;
+        for (long i = 0; i < std::min(64L, D - b * 64); i += QUAD) {
+            if (i % group == 0) {
+                scale = from_half(scales[i / group * 16]) * unit;
+                if (has_minimum) minimum = from_half(scales[(each + i / group) * 16]) * unit;
+            }
+            const uint8_t* codes = block + (bits == 8 ? i / QUAD : i / 32 * 4 + i % 16 / QUAD) * 64;
+            const uint8_t* above = block + LOW_BYTES + i / inputs * 64;
+            int shift = i % 32 < 16 ? 0 : 4, above_shift = (int)(i % inputs / QUAD * upper);
+            for (long j = 0; j < std::min(QUAD, D - b * 64 - i); j++) {
+                int code = bits == 8 ? codes[j] : codes[j] >> shift & 15;
+                if (upper) code |= (above[j] >> above_shift & most) << 4;
+                float value = (float)(has_levels ? levels[code] - 128 : code - center) * scale;
+                to[b * 64 + i + j] = has_minimum ? value + minimum : value;
+            }
         }
+    }
 }

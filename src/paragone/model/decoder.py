@@ -70,6 +70,11 @@ class Decoder:
         """An empty cache for `batch` rows of up to `capacity` tokens."""
         return KVCache(self.spec, batch, capacity, self.dtype, self.device)
 
+    @property
+    def turns_by_length(self) -> bool:
+        """Whether there is more than one regime."""
+        return bool(self._turning)
+
     def regime(self, longest: int) -> tuple[int, ...]:
         """How the ropes turn a text of so many tokens. A cache serves one regime only."""
         return tuple([rope.regime(longest) for rope in self._turning])
