@@ -42,8 +42,12 @@ def test_a_model_that_is_loaded_again_counts_from_the_beginning():
 
 
 def test_a_look_at_a_server(server, capsys):
-    """`paragone top`, while an answer comes and afterwards."""
-    stream = {"model": "tiny", "prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    """`paragone top`, while answers come and afterwards: so much is asked of each token that they cannot have come
+    before it looks."""
+    stream = {
+        "model": "tiny", "prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True, "n": 8, "logprobs": 5,
+        "temperature": 1,
+    }  # fmt: skip
     with contextlib.closing(server.connect()) as connection:
         connection.request(
             "POST", "/v1/completions", json.dumps(stream), {"Content-Type": "application/json"}
@@ -53,7 +57,7 @@ def test_a_look_at_a_server(server, capsys):
     shown = capsys.readouterr().out
     assert "engine up" in shown
     row = next(line.split() for line in shown.splitlines() if line.startswith("tiny"))
-    assert row[1] == "1"  # runs
+    assert row[1] == "8"  # run
     assert float(row[3].replace(",", "")) > 0  # tokens a second
     assert "not loaded" in shown or "other" in shown
     server.idle()

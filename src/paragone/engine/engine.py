@@ -233,6 +233,8 @@ class Engine:
 
     def _release(self, answer: Answer) -> None:
         """Puts the other answers to a prompt in line: what this one has computed of it is found again."""
+        if not self._held:
+            return
         held = self._held.get(answer.sequence.number, [])
         while held:
             self.scheduler.add(held[0].sequence)

@@ -63,7 +63,8 @@ void Packing::put(long first, long count, const uint8_t* codes, const float* sca
 
 void Packing::get(long row, float* to) const {
     constexpr long QUAD = 4;  // inputs that lie together
-    long blocks = (D + 63) / 64, group = fine ? 16 : 32, each = 64 / group, lane = row % 16;
+    const int group_shift = fine ? 4 : 5;  // divisions by what the compiler does not know took most of the time
+    long blocks = (D + 63) / 64, each = 64 >> group_shift, lane = row % 16;
     long code_bytes = 64 * 16 * bits / 8, size = code_bytes + each * (has_minimum ? 2 : 1) * 32;
     long upper = bits < 8 ? bits - 4 : 0, inputs = upper ? 32 / upper : 64;
     int center = has_minimum && bits < 8 ? 0 : 1 << (bits - 1), most = (1 << upper) - 1;
@@ -72,13 +73,14 @@ void Packing::get(long row, float* to) const {
         const uint16_t* scales = (const uint16_t*)(block + code_bytes - lane * QUAD) + lane;
         float scale = 0, minimum = 0;
         for (long i = 0; i < std::min(64L, D - b * 64); i += QUAD) {
-            if (i % group == 0) {
-                scale = from_half(scales[i / group * 16]) * unit;
-                if (has_minimum) minimum = from_half(scales[(each + i / group) * 16]) * unit;
+            if (i % 16 == 0) {
+                long group = i >> group_shift;
+                scale = from_half(scales[group * 16]) * unit;
+                if (has_minimum) minimum = from_half(scales[(each + group) * 16]) * unit;
             }
             const uint8_t* codes = block + (bits == 8 ? i / QUAD : i / 32 * 4 + i % 16 / QUAD) * 64;
-            const uint8_t* above = block + LOW_BYTES + i / inputs * 64;
-            int shift = i % 32 < 16 ? 0 : 4, above_shift = (int)(i % inputs / QUAD * upper);
+            const uint8_t* above = upper ? block + LOW_BYTES + i / inputs * 64 : nullptr;
+            int shift = i % 32 < 16 ? 0 : 4, above_shift = upper ? (int)(i % inputs / QUAD * upper) : 0;
             for (long j = 0; j < std::min(QUAD, D - b * 64 - i); j++) {
                 int code = bits == 8 ? codes[j] : codes[j] >> shift & 15;
                 if (upper) code |= (above[j] >> above_shift & most) << 4;
