@@ -84,7 +84,9 @@ def hidden_of(decoder, count, lengths, longest, wanted=None, *, deterministic=Fa
         tables = [[list(range(n * blocks, (n + 1) * blocks))] * pools for n in range(len(lengths))]
         for first in (True, False):
             parts = [
-                Part(0, n, table, wanted) if first else Part(n, 1 + row % 2, table)
+                Part(0, n, n if wanted is None else wanted, table)
+                if first
+                else Part(n, 1 + row % 2, 1 + row % 2, table)
                 for row, (n, table) in enumerate(zip(lengths, tables, strict=True))
             ]
             step = [
@@ -150,7 +152,7 @@ def test_a_prompt_at_once_is_the_prompt_in_steps(name, eight_bit, tmp_path):
         )
         plan, found, at = Plan(decoder, cache), [], 0
         for count in steps:
-            parts = [Part(at, count, tables[0]), Part(at // 10, count // 10, tables[1])]
+            parts = [Part(at, count, count, tables[0]), Part(at // 10, count // 10, count // 10, tables[1])]
             tokens = [
                 t
                 for part, row in zip(parts, ids, strict=True)

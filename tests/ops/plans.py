@@ -32,8 +32,7 @@ def run(x, op, width, deterministic=False):
     """One operation from rows x (T, D) to (T, width)."""
     plan, y = native.Plan([x.shape[1]]), torch.full((len(x), width), 77.0)
     plan.add(op)
-    best = torch.zeros(len(x), dtype=torch.int64)
-    plan.run_head(2, len(x), x.data_ptr(), deterministic, y.data_ptr(), best.data_ptr())
+    plan.run_head(2, len(x), x.data_ptr(), deterministic, y.data_ptr())
     return y
 
 
@@ -108,7 +107,7 @@ def random_compressed(rows, width):
 def run_in_place(x, op):
     plan = native.Plan([x.shape[1]])
     plan.add(op)
-    plan.run_head(2, len(x), x.data_ptr(), False, 0, 0)
+    plan.run_head(2, len(x), x.data_ptr(), False, 0)
 
 
 def heads_spec(sizes, cache, *, rope=None, neighbours=False, norm=None, l2=False, scale=1.0, warmth=(0, 0.0)):

@@ -26,7 +26,7 @@ def both(x, up, down, bias, act, threads):
         )
         for op in [native.FeedForward(first, second)] if whole else [first, second]:
             plan.add(op)
-        plan.run_head(threads, len(x), y.data_ptr(), False, 0, 0)
+        plan.run_head(threads, len(x), y.data_ptr(), False, 0)
         found.append(y)
     return found
 

@@ -92,7 +92,7 @@ def test_two_texts_in_blocks(pair):
     done, got = [0, 0], [[], []]
     for counts in zip_longest(*takes, fillvalue=0):
         texts = sorted((t for t in range(2) if counts[t]), key=lambda t: counts[t])
-        step = PagedStep(cache, [Part(done[t], counts[t], tables[t]) for t in texts])
+        step = PagedStep(cache, [Part(done[t], counts[t], counts[t], tables[t]) for t in texts])
         step_ids = torch.cat([ids[t, done[t] : done[t] + counts[t]] for t in texts])[None]
         cos_sin = [rope.cos_sin(step.positions, decoder.dtype, length) for rope in decoder.ropes]
         logits = decoder.logits(decoder.run(step_ids, cos_sin, step.positions, step))[0]

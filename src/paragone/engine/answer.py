@@ -36,7 +36,7 @@ def check_request(request: Request, spec: ModelSpec) -> int:
     return room if asked is None else min(asked, room)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Answer:
     """What the engine keeps for a sequence beside what the scheduler needs. `number` is the request's;
     `choice` says which of its answers this is."""
@@ -53,9 +53,12 @@ class Answer:
     completion: Completion
     allowed: Allowed | None = None
     begun: float = field(default_factory=time.perf_counter)
+    _stops: tuple[str, ...] = field(init=False)
+    _scores_prompt: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self._stops = *self.params.stop, *self.request.stop
+        self._scores_prompt = self.params.prompt_logprobs is not None and not self.choice
 
     @property
     def params(self) -> SamplingParams:
@@ -64,7 +67,7 @@ class Answer:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of its prompt's tokens are still missing."""
-        if self.params.prompt_logprobs is None or self.choice:
+        if not self._scores_prompt:
             return False
         return len(self.completion.prompt_logprobs) < len(self.sequence.prompt_ids) - 1
 
@@ -78,6 +81,9 @@ class Answer:
     ) -> tuple[list[int], list[TokenLogprobs]]:
         """The next tokens from their logits, which are there if anybody needs them, rows from `row` on: one,
         and one more for each guess that turns out right."""
+        if part.num_logits == 1 and self.allowed is None:  # as nearly always
+            token, logprobs = self.sampler.choose(None if logits is None else logits[row], best[row])
+            return [token], [] if logprobs is None else [logprobs]
         tokens: list[int] = []
         entries: list[TokenLogprobs] = []
         for at in range(part.num_logits):
@@ -118,20 +124,18 @@ class Answer:
                 completion.finish_reason = reason
                 break
         completion.text += text
-        completion.logprobs += entries[:taken]
+        if entries:
+            completion.logprobs += entries[:taken]
         return self._chunk(text, tuple(tokens[:taken]), tuple(entries[:taken]), reason)
 
     def _push(self, token: int) -> tuple[str, FinishReason | None]:
         """A token's text, and whether it or a stop string ends the answer."""
-        tokenizer = self.tokenizer
         # Before its least length nothing ends an answer, and nothing is held back for a stop string.
         early = len(self.completion.token_ids) < self.params.min_tokens
         self.stream.stops = () if early else self._stops
         if token in self.stop_ids and not early:
             return "", "stop"
-        # Special tokens are the model's punctuation between turns, not part of a text.
-        shown = tokenizer.knows(token) and (self.request.show_special or not tokenizer.is_special(token))
-        text = self.stream.push(tokenizer.token_bytes(token) if shown else b"")
+        text = self.stream.push(self.tokenizer.text_bytes(token, special=self.request.show_special))
         return text, "stop" if self.stream.stopped else None
 
     def cancel(self) -> Chunk:

@@ -71,15 +71,17 @@ class BlockPool:
         del self.by_hash[self.hash_of.pop(block)]
 
 
-@dataclass
+@dataclass(slots=True)
 class Slots:
-    """The blocks of one sequence: a table for each pool, and the hashes of its full blocks in order."""
+    """The blocks of one sequence: a table for each pool, and the hashes of its full blocks in order. Up to
+    the length `reserved` there is nothing to take or to give back."""
 
     tables: list[list[int]]
     hashes: list[bytes] = field(default_factory=list)
     known: list[bytes] = field(default_factory=list)  # hashes of its beginning, from `root`, held or not
     root: bytes = b""
     first: list[int] = field(default_factory=list)  # for each table, entries before this are NONE
+    reserved: int = 0
 
 
 class BlockManager:
@@ -122,7 +124,7 @@ class BlockManager:
         if len(known) < whole:  # asked in every step until there is room, but hashed once
             parent = known[-1] if known else root
             known = known + hash_blocks(parent, token_ids, len(known), whole, self.block_size)
-        slots.known, slots.root = known, root
+        slots.known, slots.root, slots.reserved = known, root, 0
         hashes = known[:whole]
         count = self._longest(hashes)
         for at, (reach, pool) in enumerate(zip(self.reaches, self.pools, strict=True)):
@@ -164,6 +166,8 @@ class BlockManager:
         """Blocks for tokens up to `length`, of which `computed` have their keys and values; for fewer, but at
         least up to `least`, where there are not enough. What is out of reach is given back first. Returns the
         length that there is room for now, 0 where nothing was taken."""
+        if computed < length <= slots.reserved:
+            return length
         for at, (reach, pool) in enumerate(zip(self.reaches, self.pools, strict=True)):
             if reach is None:
                 continue
@@ -181,6 +185,7 @@ class BlockManager:
         for table, pool in zip(slots.tables, self.pools, strict=True):
             while len(table) < needed:  # one by one: whatever fails, no block is lost
                 table.append(pool.allocate())
+        slots.reserved = needed * self.block_size
         return length
 
     def computed(self, slots: Slots, token_ids: Sequence[int], length: int, root: bytes) -> None:
@@ -200,6 +205,7 @@ class BlockManager:
     def shorten(self, slots: Slots, length: int) -> None:
         """Gives back the blocks beyond `length` tokens, which were reserved for tokens that did not come."""
         needed = -(-length // self.block_size)
+        slots.reserved = min(slots.reserved, needed * self.block_size)
         for table, pool in zip(slots.tables, self.pools, strict=True):
             while len(table) > needed:
                 pool.release(table.pop())
@@ -212,7 +218,7 @@ class BlockManager:
                 if block != NONE:
                     pool.release(block)
             slots.first[at] = 0
-        slots.hashes = []
+        slots.hashes, slots.reserved = [], 0
 
     def check(self, live: Iterable[Slots]) -> None:
         """Raises AssertionError where a block is lost, held while free, or counted wrongly."""

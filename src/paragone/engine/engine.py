@@ -204,17 +204,21 @@ class Engine:
             if not batch.scheduled:
                 return None
             try:
-                asked = (
-                    self._answers.get(part.sequence.number) for part in batch.scheduled if part.num_logits
-                )
-                with_logits = any(answer is not None and answer.needs_logits for answer in asked)
-                return self.runner.forward(batch, with_logits=with_logits)
+                return self.runner.forward(batch, with_logits=self._needs_logits(batch))
             except Exception as err:
                 newest = max(batch.scheduled, key=lambda part: part.sequence.number)
                 given_up = [newest] if attempt == 0 else list(batch.scheduled)
                 batch.scheduled = [part for part in batch.scheduled if part not in given_up]
                 failed += [self._fail(self._answers[part.sequence.number], err) for part in given_up]
         return None
+
+    def _needs_logits(self, batch: Batch) -> bool:
+        """Whether any choice of this step takes more than the most likely token."""
+        for part in batch.scheduled:
+            answer = self._answers.get(part.sequence.number) if part.num_logits else None
+            if answer is not None and answer.needs_logits:
+                return True
+        return False
 
     def _fail(self, answer: Answer, err: Exception) -> Chunk:
         """Ends an answer that something happened to."""
@@ -223,7 +227,8 @@ class Engine:
 
     def _end(self, answer: Answer) -> None:
         del self._answers[answer.sequence.number]
-        self._release(answer)
+        if self._held:
+            self._release(answer)
         if self.speculation is not None:
             self.speculation.forget(answer.sequence.number)
         held = self._held.get(answer.number, [])
@@ -233,8 +238,6 @@ class Engine:
 
     def _release(self, answer: Answer) -> None:
         """Puts the other answers to a prompt in line: what this one has computed of it is found again."""
-        if not self._held:
-            return
         held = self._held.get(answer.sequence.number, [])
         while held:
             self.scheduler.add(held[0].sequence)
@@ -257,7 +260,8 @@ class Engine:
             except Exception as err:
                 gone = part.sequence.number not in self._answers
                 chunk = None if gone else self._fail(answer, err)
-            chunks += [chunk] if chunk else []
+            if chunk is not None:
+                chunks.append(chunk)
         return chunks
 
     def _take_one(
@@ -272,13 +276,15 @@ class Engine:
         self.scheduler.commit(part, tokens)
         if not tokens:
             return None
-        self._release(answer)
+        if self._held:
+            self._release(answer)
         chunk = answer.take(tokens, entries)
-        answer.completion.guessed_tokens += len(part.draft)
-        answer.completion.accepted_tokens += min(len(tokens) - 1, len(chunk.token_ids))
+        if part.draft:
+            answer.completion.guessed_tokens += len(part.draft)
+            answer.completion.accepted_tokens += min(len(tokens) - 1, len(chunk.token_ids))
         if chunk.finish_reason is not None:
             self._end(answer)
-        else:
+        elif self.decoder.turns_by_length:
             self._follow_regime(answer)
         return chunk
 
@@ -294,8 +300,6 @@ class Engine:
 
     def _follow_regime(self, answer: Answer) -> None:
         """Where the ropes turn a longer text otherwise, what is computed does not count any more."""
-        if not self.decoder.turns_by_length:
-            return
         sequence = answer.sequence
         length = len(sequence.token_ids)
         if self.decoder.regime(length) != self.decoder.regime(length - 1):

@@ -8,21 +8,16 @@ from torch import Tensor
 from paragone.engine.config import EngineConfig
 from paragone.engine.request import TokenLogprobs
 from paragone.engine.sampler import token_logprobs
-from paragone.engine.scheduler import Batch, Scheduled
+from paragone.engine.scheduler import Batch
 from paragone.errors import BadConfiguration
 from paragone.model.decoder import Decoder
 from paragone.model.forward import forward_over
 from paragone.model.paged import PagedCache, Part
 from paragone.model.plan import why_no_plan
 from paragone.ops import pages
-from paragone.ops.threads import torch_on_one_thread
+from paragone.ops.threads import TorchOnOneThread
 
 LOGITS_ROWS = 128  # positions of a prompt whose logits are held at once
-
-
-def _scores_prompt(part: Scheduled) -> bool:
-    """Whether the hidden states of all its tokens count, not only of those that a choice follows."""
-    return part.sequence.params.prompt_logprobs is not None
 
 
 class ModelRunner:
@@ -48,26 +43,26 @@ class ModelRunner:
 
     def threads(self) -> AbstractContextManager[None]:
         """Around a step: PyTorch's threads are not to be in the way of the kernels'."""
-        return torch_on_one_thread() if self._planned else nullcontext()
+        return TorchOnOneThread() if self._planned else nullcontext()
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, *, with_logits: bool) -> tuple[Tensor, Tensor | None, list[int]]:
         """Hidden states (N, D) of all tokens, finished where they are asked for; logits (rows, V) if anybody
         looks at them: for each scheduled sequence in order, of its last `num_logits` tokens; and the most
         likely token of each of these rows. The logits hold until the next call."""
         ids: list[int] = []
         wanted: list[int] = []
+        parts: list[Part] = []
+        lengths: list[int] = []
         for part in batch.scheduled:
-            text = part.sequence.token_ids
-            end = part.start + part.count - len(part.draft)
-            ids += text[part.start : end]
-            ids += part.draft
+            start, count, draft, sequence = part.start, part.count, part.draft, part.sequence
+            text, end = sequence.token_ids, start + count
+            ids += text[start : end - len(draft)]
+            ids += draft
             wanted += range(len(ids) - part.num_logits, len(ids))
-        parts = [
-            Part(p.start, p.count, p.sequence.slots.tables, None if _scores_prompt(p) else p.num_logits)
-            for p in batch.scheduled
-        ]
-        lengths = [max(len(p.sequence.token_ids), p.start + p.count) for p in batch.scheduled]
+            # For its log-probabilities the hidden states of all of a prompt count.
+            asked = part.num_logits if sequence.params.prompt_logprobs is None else count
+            parts.append(Part(start, count, asked, sequence.slots.tables))
+            lengths.append(max(len(text), end))
         hidden = self.run.hidden(ids, parts, lengths)
         rows = hidden if len(wanted) == len(ids) else hidden[wanted]
         if not with_logits:

@@ -68,7 +68,7 @@ class Completion:
         return (len(self.token_ids) - 1) / spent if len(self.token_ids) > 1 and spent > 0 else math.nan
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen ones take several times as long to make, and there is one a token
 class Chunk:
     """A piece of an answer as it arrives: the text that is now certain, and the tokens behind it."""
 

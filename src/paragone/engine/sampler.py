@@ -38,6 +38,7 @@ class Sampler:
         self._ends = torch.tensor(sorted(ends) if params.min_tokens else [], dtype=torch.int64)
         self._num_ends = len(self._ends)
         self._greedy = params.temperature == 0 and not _changes(params)
+        self._best_is_all = self._greedy and not self._num_ends and params.logprobs is None
 
     @property
     def takes_best(self) -> bool:
@@ -47,7 +48,7 @@ class Sampler:
     @property
     def needs_logits(self) -> bool:
         """Whether the next tokens, or what is told of them, take more than knowing the most likely one."""
-        return not self.takes_best or self.params.logprobs is not None
+        return not self._best_is_all and (not self.takes_best or self.params.logprobs is not None)
 
     @property
     def _too_early(self) -> bool:
@@ -61,11 +62,11 @@ class Sampler:
         must be there where it `needs_logits`, and where there are `allowed_V` or no `best`. Raises
         MalformedData where nothing is allowed, or the logits are no numbers."""
         params = self.params
-        self._make()
         if self.takes_best and allowed_V is None and best is not None:
             token = best
         else:
             assert logits_V is not None  # noqa: S101 -- callers know
+            self._make()
             token = self._sample(self._changed(logits_V.float().cpu(), allowed_V))
             token = token if token >= 0 and math.isfinite(float(logits_V[token])) else -1
         if token < 0:

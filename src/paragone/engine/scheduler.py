@@ -8,12 +8,15 @@ tokens are kept.
 
 from bisect import insort
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from paragone.engine.block_manager import BlockManager, require
 from paragone.engine.sequence import Sequence, Status
 
+RUNNING = Status.RUNNING
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True)
 class Scheduled:
     """A sequence's part of a step: `count` tokens from `start` on, the last `num_logits` of which are asked
     for their logits."""
@@ -72,11 +75,13 @@ class Scheduler:
         batch, budget = Batch(), self.max_num_batched_tokens
         chosen: dict[int, Scheduled] = {}
         # Answers before prompts; each group in its order. A sequence may be preempted by one before it.
-        in_order = sorted(self.running, key=lambda s: s.is_prefill)
-        for place, sequence in enumerate(in_order, 1):
-            if sequence.status is Status.RUNNING and budget > 0:
-                spare = budget - (len(in_order) - place)  # a guess takes nobody's token
-                budget -= self._take(sequence, budget, spare, chosen, batch)
+        in_order = sorted(self.running, key=attrgetter("is_prefill"))
+        behind = len(in_order)
+        for sequence in in_order:
+            behind -= 1
+            if sequence.status is RUNNING and budget > 0:
+                # A guess takes nobody's token.
+                budget -= self._take(sequence, budget, budget - behind, chosen, batch)
         while self.waiting and budget > 0 and not batch.preempted:
             sequence = self.waiting[0]
             if len(self.running) >= self.max_num_seqs and not self._make_way(sequence, chosen, batch):
@@ -85,25 +90,24 @@ class Scheduler:
             if not taken:
                 break
             budget -= taken
-        batch.scheduled = sorted(chosen.values(), key=lambda s: s.count)
+        batch.scheduled = sorted(chosen.values(), key=attrgetter("count"))
         return batch
 
     def _take(
         self, sequence: Sequence, budget: int, spare: int, chosen: dict[int, Scheduled], batch: Batch
     ) -> int:
         """Schedules a running sequence, preempting others if need be; returns how many tokens it got."""
-        missing = len(sequence.token_ids) - sequence.computed
-        draft = tuple(sequence.draft[: max(0, spare - missing)]) if missing == 1 else ()
-        wanted = sequence.computed + min(missing + len(draft), budget)
+        computed = sequence.computed
+        missing = len(sequence.token_ids) - computed
+        draft = tuple(sequence.draft[: max(0, spare - missing)]) if sequence.draft and missing == 1 else ()
+        wanted = computed + min(missing + len(draft), budget)
         # A prompt takes what there is; a guess is not worth anybody's place.
-        while not (
-            length := self.blocks.reserve(sequence.slots, sequence.computed, wanted, sequence.computed + 1)
-        ):
+        while not (length := self.blocks.reserve(sequence.slots, computed, wanted, computed + 1)):
             victim = max(self.running, key=lambda s: s.order)
             self._preempt(victim, chosen, batch)
             if victim is sequence:
                 return 0
-        return self._choose(sequence, length - sequence.computed, draft, chosen)
+        return self._choose(sequence, length - computed, draft, chosen)
 
     def _admit(self, sequence: Sequence, budget: int, chosen: dict[int, Scheduled], batch: Batch) -> int:
         """Starts the first of the line where there is room; returns how many tokens it got."""
@@ -129,7 +133,7 @@ class Scheduler:
     def _choose(sequence: Sequence, count: int, draft: tuple[int, ...], chosen: dict[int, Scheduled]) -> int:
         """Puts a sequence's part into the step; logits are wanted of its last token, and of a draft's."""
         missing = len(sequence.token_ids) - sequence.computed
-        draft = draft[: max(0, count - missing)]
+        draft = draft[: max(0, count - missing)] if draft else draft
         num_logits = 1 + len(draft) if count >= missing else 0
         chosen[sequence.number] = Scheduled(sequence, sequence.computed, count, num_logits, draft)
         return count

@@ -142,7 +142,7 @@ class DraftModel:
         while len(guesses) < most:
             for begin in range(at, len(ids) + len(guesses), PREFILL):
                 piece = (ids + guesses)[begin : begin + PREFILL]
-                part = Part(begin, len(piece), [text.blocks] * self._pools, wanted=1)
+                part = Part(begin, len(piece), 1, [text.blocks] * self._pools)
                 hidden = self._forward.hidden(piece, [part], [longest])
             at = len(ids) + len(guesses)
             text.known = (ids + guesses)[:at]

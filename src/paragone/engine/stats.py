@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from paragone.engine.scheduler import Batch, Scheduler
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepStats:
     """What one step was: sequences and tokens, and the state after it. Seconds are those of planning, of the
     decoder and of choosing tokens."""
@@ -30,18 +30,24 @@ class StepStats:
     ) -> "StepStats":
         """Of a batch that has been computed; `held` answers wait for another's prompt, `spent` are the three
         times."""
-        decode = sum(s.count for s in batch.scheduled if s.num_logits and s.count == s.num_logits)
+        prefill = decode = guessed = 0
+        for part in batch.scheduled:
+            if part.num_logits and part.count == part.num_logits:
+                decode += part.count
+            else:
+                prefill += part.count
+            guessed += len(part.draft)
         blocks, pool = scheduler.blocks, scheduler.blocks.pools[0]
         return cls(
             len(scheduler.running),
             len(scheduler.waiting) + held,
-            batch.num_tokens - decode,
+            prefill,
             decode,
             pool.num_blocks - pool.num_free,
             pool.num_blocks,
             len(batch.preempted),
             blocks.hits / blocks.queries if blocks.queries else 0.0,
             *spent,
-            sum(len(part.draft) for part in batch.scheduled),
+            guessed,
             accepted,
         )

@@ -27,8 +27,7 @@ std::string Epilogue::describe() const {
 long Matrix::panel_bytes(long D) const {
     if (kind == COMPRESSED) return compressed::panel_bytes(D);
     if (kind == HADAMARD) return hadamard::panel_bytes(D);
-    long halves = (packed.fine ? 4 : 2) * (packed.has_minimum ? 2 : 1);
-    return (D + 63) / 64 * (64 * 16 * packed.bits / 8 + halves * 32);
+    return (D + 63) / 64 * packed.block_bytes();
 }
 
 bool Matrix::in_words(long M, bool alike) const {

@@ -77,15 +77,17 @@ void run(Plan& plan, int threads, long T, uintptr_t x, const std::vector<Rope>& 
     plan.run(step, threads);
 }
 
-// Outputs of T rows of x, unless `out` is 0, and the largest of each.
-void run_head(Plan& plan, int threads, long T, uintptr_t x, bool deterministic, uintptr_t out, uintptr_t largest) {
+// Outputs of T rows of x, unless `out` is 0; gives the place of the largest of each, of plans that end in a Head.
+std::vector<int64_t> run_head(Plan& plan, int threads, long T, uintptr_t x, bool deterministic, uintptr_t out) {
+    std::vector<int64_t> largest(T);
     Step step{};
     step.deterministic = deterministic;
     step.T = T;
     step.x = at<float>(x);
     step.out = at<float>(out);
-    step.largest = at<int64_t>(largest);
+    step.largest = largest.data();
     plan.run(step, threads);
+    return largest;
 }
 
 }  // namespace

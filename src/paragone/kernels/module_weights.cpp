@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "compress.h"
+#include "file_rows.h"
 #include "gguf.h"
 #include "hadamard.h"
 #include "module.h"
@@ -156,7 +157,10 @@ void repack(const Layout& layout, uintptr_t panels, long D, long first, long cou
 // Rows of a packed weight in float32, one after the other.
 void unpack(const Layout& layout, uintptr_t panels, long D, const std::vector<long>& rows, uintptr_t to) {
     Packing packing{layout, at<uint8_t>(panels), D};
-    for (size_t i = 0; i < rows.size(); i++) packing.get(rows[i], at<float>(to) + i * D);
+    for (size_t i = 0; i < rows.size(); i++) {
+        if (i + 1 < rows.size()) packing.fetch(rows[i + 1]);
+        packing.get(rows[i], at<float>(to) + i * D);
+    }
 }
 
 }  // namespace
@@ -169,6 +173,9 @@ void add_weights(nb::module_& m) {
     m.def("round_rows", &round_rows, released);
     m.def("hadamard_rows", &hadamard_rows, released);
     m.def("unpack", &unpack);
+    m.def("read_rows", [](int descriptor, long offset, long D, const std::vector<long>& ids, uintptr_t to) {
+        return read_rows(descriptor, offset, D, ids, at<float>(to));
+    }, released);
     m.def("compress", &compress);
     m.def("expand", &expand, released);
     m.def("repacks", [](const std::string& name) { return gguf_type(name) != nullptr; });

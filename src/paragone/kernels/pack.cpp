@@ -27,7 +27,7 @@ constexpr long LOW_BYTES = 64 * 16 / 2;
 
 void Packing::put(long first, long count, const uint8_t* codes, const float* scales, const float* minima) const {
     long blocks = (D + 63) / 64, group = fine ? 16 : 32, groups = (D + group - 1) / group, each = 64 / group;
-    long code_bytes = 64 * 16 * bits / 8, size = code_bytes + each * (has_minimum ? 2 : 1) * 32;
+    long size = block_bytes();
     long upper = bits < 8 ? bits - 4 : 0;
     for (long row = first; row < first + count; row++, codes += D, scales += groups) {
         long lane = row % 16;
@@ -50,7 +50,7 @@ void Packing::put(long first, long count, const uint8_t* codes, const float* sca
                     for (long i = 0; i < inputs; i += 4) byte |= own[line * inputs + i + j] >> 4 << (i / 4 * upper);
                     block[LOW_BYTES + line * 64 + lane * 4 + j] = (uint8_t)byte;
                 }
-            uint16_t* to = (uint16_t*)(block + code_bytes);
+            uint16_t* to = (uint16_t*)(block + code_bytes());
             for (long g = 0; g < each; g++) {
                 bool there = b * each + g < groups;
                 to[g * 16 + lane] = there ? to_half(scales[b * each + g] / unit) : 0;
@@ -61,16 +61,22 @@ void Packing::put(long first, long count, const uint8_t* codes, const float* sca
     }
 }
 
+void Packing::fetch(long row) const {
+    long bytes = (D + 63) / 64 * block_bytes();
+    const uint8_t* panel = panels + row / 16 * bytes;
+    for (long at = 0; at < bytes; at += 64) __builtin_prefetch(panel + at);
+}
+
 void Packing::get(long row, float* to) const {
     constexpr long QUAD = 4;  // inputs that lie together
     const int group_shift = fine ? 4 : 5;  // divisions by what the compiler does not know took most of the time
     long blocks = (D + 63) / 64, each = 64 >> group_shift, lane = row % 16;
-    long code_bytes = 64 * 16 * bits / 8, size = code_bytes + each * (has_minimum ? 2 : 1) * 32;
+    long size = block_bytes();
     long upper = bits < 8 ? bits - 4 : 0, inputs = upper ? 32 / upper : 64;
     int center = has_minimum && bits < 8 ? 0 : 1 << (bits - 1), most = (1 << upper) - 1;
     const uint8_t* block = panels + row / 16 * blocks * size + lane * QUAD;
     for (long b = 0; b < blocks; b++, block += size) {
-        const uint16_t* scales = (const uint16_t*)(block + code_bytes - lane * QUAD) + lane;
+        const uint16_t* scales = (const uint16_t*)(block + code_bytes() - lane * QUAD) + lane;
         float scale = 0, minimum = 0;
         for (long i = 0; i < std::min(64L, D - b * 64); i += QUAD) {
             if (i % 16 == 0) {

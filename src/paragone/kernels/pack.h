@@ -16,6 +16,8 @@ struct Packing : Layout {
 
     // Rows [first, first + count): codes (count, D) as they are stored; scales and minima (count, ceil(D / group)).
     void put(long first, long count, const uint8_t* codes, const float* scales, const float* minima) const;
+    // Asks for a row's lines, which lie far from each other: nothing else runs ahead over pages.
+    void fetch(long row) const;
     // One row in float32.
     void get(long row, float* to) const;
 };

@@ -24,6 +24,9 @@ struct Layout {
     float unit;
     bool has_levels = false;
     uint8_t levels[16] = {};  // what codes are numbers of, plus 128
+
+    long code_bytes() const { return 64 * 16 * bits / 8; }  // of a block: 16 rows of 64 inputs
+    long block_bytes() const { return code_bytes() + (fine ? 4 : 2) * (has_minimum ? 2 : 1) * 32; }
 };
 
 struct Packed : Layout {

@@ -9,7 +9,7 @@ from torch import Tensor
 from paragone.model.attention import Contiguous, Memory, Step, View, make_view
 from paragone.model.block import Block
 from paragone.model.cache import KVCache
-from paragone.model.linear import Embedding, Linear
+from paragone.model.linear import Embedding, Linear, Rows
 from paragone.model.norm import Norm
 from paragone.model.position import Rope, alibi_bias, alibi_slopes
 from paragone.model.spec import ModelSpec
@@ -119,10 +119,11 @@ class Decoder:
             x = x * torch.tensor(self._scale, dtype=self.dtype, device=x.device)
         return x
 
-    def embedded_rows(self, ids: Sequence[int]) -> Tensor:
+    def put_embedded(self, ids: Sequence[int], to: Rows) -> None:
         """Token embeddings (N, D) in float32, scaled."""
-        x = self.embed.rows(ids)
-        return x if self._scale is None else x.mul_(self._scale)
+        self.embed.put_rows(ids, to)
+        if self._scale is not None:
+            to.tensor.mul_(self._scale)
 
     def _views(self, start: int, length: int, device: torch.device) -> dict[str, View]:
         """What each kind of layer that the model has may see."""

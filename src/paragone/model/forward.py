@@ -34,6 +34,7 @@ class TorchForward:
     def __init__(self, decoder: Decoder, cache: PagedCache) -> None:
         self.decoder, self.cache = decoder, cache
 
+    @torch.inference_mode()
     def hidden(self, ids: Sequence[int], parts: Sequence[Part], lengths: Sequence[int]) -> Tensor:
         """As `Forward`."""
         memory = PagedStep(self.cache, parts)
@@ -41,6 +42,7 @@ class TorchForward:
         ids_1N = torch.tensor([ids], device=self.decoder.device)
         return self.decoder.run(ids_1N, cos_sin, memory.positions, memory)[0]
 
+    @torch.inference_mode()
     def logits(self, hidden_ND: Tensor, _room: Tensor | None = None, /) -> tuple[Tensor, list[int]]:
         """As `Forward`."""
         logits = self.decoder.logits(hidden_ND)
@@ -83,7 +85,7 @@ class Reader:
 
     def read(self, ids: Sequence[int], longest: int) -> Tensor:
         """Hidden states (N, D) of the next tokens of a text that will have so many."""
-        part = Part(self.length, len(ids), self._tables)
+        part = Part(self.length, len(ids), len(ids), self._tables)
         self.length += len(ids)
         return self.forward.hidden(ids, [part], [longest])
 

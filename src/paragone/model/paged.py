@@ -65,24 +65,20 @@ def block_bytes(
     return 2 * layers * spec.num_key_value_heads * block_size * width * row_type.itemsize
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part:
-    """One sequence's tokens in a step: `count` rows from slot `start` on; a table of its blocks for each
-    pool. Hidden states of its last `wanted` rows are asked for, or of all."""
+    """One sequence's tokens in a step: `count` rows from slot `start` on, the last `wanted` of which are
+    asked for; a table of its blocks for each pool."""
 
     start: int
     count: int
+    wanted: int
     tables: list[list[int]]
-    wanted: int | None = None
-
-    @property
-    def num_wanted(self) -> int:
-        return self.count if self.wanted is None else self.wanted
 
     def cut(self, at: int, count: int) -> "Part":
         """Rows [at, at + count) of it."""
-        before = self.count - self.num_wanted
-        return Part(self.start + at, count, self.tables, max(0, min(count, at + count - before)))
+        before = self.count - self.wanted
+        return Part(self.start + at, count, max(0, min(count, at + count - before)), self.tables)
 
 
 class PagedStep:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paragone.kernels import native
 from paragone.model.decoder import Decoder
+from paragone.model.linear import Rows
 from paragone.model.lower import Lowering
 from paragone.model.paged import PagedCache, Part
 from paragone.model.position import Rope, alibi_bias, alibi_slopes, inverse_frequencies
@@ -45,6 +46,7 @@ class Plan:
         self._kept: list[object] = [lowered]  # what the operations know by address only
         self._frequencies = [self._address(rope.inv, rope.scale) for rope in decoder.ropes]
         self._bias: Tensor | None = None
+        self._x = Rows.empty(0, decoder.spec.hidden_size)
 
     def describe(self) -> list[str]:
         """The operations, in order."""
@@ -61,23 +63,30 @@ class Plan:
 
     def hidden(self, ids: Sequence[int], parts: Sequence[Part], lengths: Sequence[int]) -> Tensor:
         """What all layers make of a step's tokens, before the last norm, (N, D) in float32; rows that are not
-        wanted are not finished. `lengths` are those of the whole texts, which some ropes depend on."""
-        x = self.decoder.embedded_rows(ids)
-        at = 0
+        wanted are not finished. `lengths` are those of the whole texts, which some ropes depend on. They hold
+        until the next call."""
+        x = self._x
+        if len(ids) != x.count:
+            x = self._x = Rows.empty(len(ids), self.decoder.spec.hidden_size)
+        self.decoder.put_embedded(ids, x)
+        if len(ids) <= MOST_TOKENS:
+            self._run(x.address, len(ids), parts, lengths)
+            return x.tensor
+        at = x.address
         for run, run_lengths in _runs(parts, lengths):
             count = sum(part.count for part in run)
-            self._run(x[at : at + count], run, run_lengths)
-            at += count
-        return x
+            self._run(at, count, run, run_lengths)
+            at += 4 * count * self.decoder.spec.hidden_size
+        return x.tensor
 
-    def _run(self, x_ND: Tensor, parts: Sequence[Part], lengths: Sequence[int]) -> None:
+    def _run(self, x_at: int, count: int, parts: Sequence[Part], lengths: Sequence[int]) -> None:
         kept: list[Any] = []
         ropes = [self._rope(n, rope, parts, lengths, kept) for n, rope in enumerate(self.decoder.ropes)]
         bias = self._alibi(max(part.start + part.count for part in parts))
         where = (0, 0) if bias is None else (bias.data_ptr(), bias.stride(0))
         self.native.run(
-            threads(), len(x_ND), x_ND.data_ptr(), ropes,
-            [(part.start, part.count, part.num_wanted, part.tables) for part in parts], self.cache.block_size,
+            threads(), count, x_at, ropes,
+            [(part.start, part.count, part.wanted, part.tables) for part in parts], self.cache.block_size,
             self.deterministic, *where,
         )  # fmt: skip
 
@@ -119,18 +128,18 @@ class Plan:
         return self._run_head(hidden_ND, None)
 
     def _run_head(self, hidden_ND: Tensor, out: Tensor | None) -> list[int]:
-        rows = hidden_ND.contiguous()
-        best = np.empty(len(rows), np.int64)
-        x, logits, ids = rows.data_ptr(), 0 if out is None else out.data_ptr(), best.ctypes.data
+        rows = self._x if hidden_ND is self._x.tensor else Rows(hidden_ND.contiguous())
+        x, left, logits = rows.address, rows.count, 0 if out is None else out.data_ptr()
         spec = self.decoder.spec
-        for at in range(0, len(rows), MOST_TOKENS):
-            here = min(MOST_TOKENS, len(rows) - at)
+        best: list[int] = []
+        while left:
+            here = min(MOST_TOKENS, left)
+            best += self.head.run_head(threads(), here, x, self.deterministic, logits)
             # Counted in bytes: views of tensors, three of them a call, cost a single token's step 2%.
-            to = logits + 4 * at * spec.vocab_size if logits else 0
-            self.head.run_head(
-                threads(), here, x + 4 * at * spec.hidden_size, self.deterministic, to, ids + 8 * at
-            )
-        return best.tolist()
+            x += 4 * here * spec.hidden_size
+            logits += 4 * here * spec.vocab_size if logits else 0
+            left -= here
+        return best
 
 
 def _as_arrays(regimes: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]:
@@ -140,8 +149,6 @@ def _as_arrays(regimes: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, Tensor]
 
 def _runs(parts: Sequence[Part], lengths: Sequence[int]) -> list[tuple[list[Part], list[int]]]:
     """The parts in runs of so many tokens as are computed at once; long ones are cut."""
-    if sum(part.count for part in parts) <= MOST_TOKENS:
-        return [(list(parts), list(lengths))]
     runs: list[tuple[list[Part], list[int]]] = [([], [])]
     room = MOST_TOKENS
     for part, length in zip(parts, lengths, strict=True):

@@ -146,6 +146,12 @@ class PackedMatrix:
         """Without panels all rows are still to be put."""
         self.rows, self.width, self.packing, self.order = rows, width, packing, order
         self.panels = empty_panels(rows, packing.shape(rows, width)) if panels is None else panels
+        self._native, self._address = packing.native, self.panels.data_ptr() if self.in_reach else 0
+
+    @property
+    def in_reach(self) -> bool:
+        """Whether the kernels can work on it where it is."""
+        return native is not None and self.panels.device.type == "cpu"
 
     @property
     def nbytes(self) -> int:
@@ -159,6 +165,7 @@ class PackedMatrix:
     def to(self, device: torch.device) -> "PackedMatrix":
         """Itself, moved."""
         self.panels = self.panels.to(device)
+        self._address = self.panels.data_ptr() if self.in_reach else 0
         self.order = None if self.order is None else self.order.to(device)
         return self
 
@@ -167,7 +174,7 @@ class PackedMatrix:
 
     def put(self, first: int, codes_ND: Tensor, scale_NG: Tensor, minimum_NG: Tensor | None) -> None:
         """Rows from `first` on: codes uint8, and float32 scales and minima of each group."""
-        if native is None or self.panels.device.type != "cpu":
+        if not self.in_reach:
             self._put(first, codes_ND, scale_NG, minimum_NG)
             return
         codes, scale = codes_ND.contiguous(), scale_NG.float().contiguous()
@@ -187,7 +194,7 @@ class PackedMatrix:
     ) -> bool:
         """Rows from `first` on become the rows `order` of a tensor of one of GGUF's types, which begins at an
         address; False where the kernels do not know the type."""
-        if native is None or self.panels.device.type != "cpu" or not native.repacks(kind):
+        if not self.in_reach or not native.repacks(kind):
             return False
         book = 0 if codebook is None else codebook.ctypes.data
         native.repack(
@@ -222,11 +229,18 @@ class PackedMatrix:
     def rows_of(self, ids: Sequence[int]) -> Tensor:
         """The rows with these numbers (N, width) in float32; IndexError where there is none such."""
         check_rows(ids, self.rows)
-        if native is None or self.panels.device.type != "cpu":
-            return torch.cat([self.dequantize(i, i + 1) for i in ids])
         out = torch.empty(len(ids), self.width)
-        native.unpack(self.packing.native, self.panels.data_ptr(), self.width, list(ids), out.data_ptr())
-        return out if self.order is None else out[:, self.order.argsort()]
+        if not self.put_rows_of(ids, out.data_ptr()):
+            return torch.cat([self.dequantize(i, i + 1) for i in ids])
+        return out
+
+    def put_rows_of(self, ids: Sequence[int], address: int) -> bool:
+        """The same into memory that begins at an address; False where the kernels do not do it."""
+        if not self._address or self.order is not None:
+            return False
+        check_rows(ids, self.rows)
+        native.unpack(self._native, self._address, self.width, ids, address)
+        return True
 
     def _codes(self) -> Tensor:
         """A view (panels, blocks, runs, lanes, 4), but for the upper bits."""

@@ -69,16 +69,20 @@ def threads() -> int:
     return _chosen
 
 
-@contextlib.contextmanager
-def torch_on_one_thread() -> Iterator[None]:
-    """PyTorch's operations stay on the caller's thread meanwhile: after each that it spreads over threads of
-    its own these spin for milliseconds, on the processors that the kernels want next."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class TorchOnOneThread:
+    """A context in which PyTorch's operations stay on the caller's thread: after each that it spreads over
+    threads of its own these spin for milliseconds, on the processors that the kernels want next."""
+
+    __slots__ = ("before",)
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        if self.before != 1:
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self.before != 1:
+            torch.set_num_threads(self.before)
 
 
 def pinned() -> bool:

@@ -1,6 +1,6 @@
 """Text that arrives token by token: never half a character, never past a stop string."""
 
-import codecs
+from codecs import utf_8_decode
 from collections.abc import Sequence
 
 from paragone import limits
@@ -28,20 +28,27 @@ class TextStream:
     def __init__(self, stops: Sequence[str] = (), *, drop_first_space: bool = False) -> None:
         self.stops = tuple(stops)
         self.stopped = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._bytes = b""  # of a character that is not complete
         self._held = ""
         self._drop_space = drop_first_space
 
     def push(self, data: bytes) -> str:
         """Takes the next token's bytes and returns the text that is now certain."""
-        return self._emit(self._decoder.decode(data))
+        text = self._decode(data, final=False)
+        return self._emit(text) if self.stops or self._held or self._drop_space or self.stopped else text
 
     def finish(self) -> str:
         """The rest, at the end of the answer: unfinished characters become U+FFFD."""
-        text = self._emit(self._decoder.decode(b"", final=True))
+        text = self._emit(self._decode(b"", final=True))
         if self.stopped:
             return text
         text, self._held = text + self._held, ""
+        return text
+
+    def _decode(self, data: bytes, *, final: bool) -> str:
+        data = self._bytes + data if self._bytes else data
+        text, used = utf_8_decode(data, "replace", final)
+        self._bytes = data[used:]
         return text
 
     def _emit(self, text: str) -> str:

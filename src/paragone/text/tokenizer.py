@@ -50,6 +50,7 @@ class Tokenizer:
     def __post_init__(self) -> None:
         self._special_ids = frozenset(self.special.values())
         self._bytes: dict[int, bytes] = {}
+        self._text_bytes: dict[int, bytes] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -89,6 +90,17 @@ class Tokenizer:
             if not self.knows(token_id):
                 raise UsageError(f"token id {token_id} is outside the vocabulary of {self.backend.size}")
             found = self._bytes[token_id] = self.backend.token_bytes(token_id)
+        return found
+
+    def text_bytes(self, token_id: int, *, special: bool = False) -> bytes:
+        """What a token adds to a text: control tokens are punctuation between a model's turns, and add
+        nothing unless `special` asks for their spelling. Nor do ids outside the vocabulary."""
+        if special:
+            return self.token_bytes(token_id) if self.knows(token_id) else b""
+        found = self._text_bytes.get(token_id)
+        if found is None:
+            shown = self.knows(token_id) and not self.is_special(token_id)
+            found = self._text_bytes[token_id] = self.token_bytes(token_id) if shown else b""
         return found
 
     def knows(self, token_id: int) -> bool:
