@@ -117,7 +117,7 @@ def heads_spec(sizes, cache, *, rope=None, neighbours=False, norm=None, l2=False
     return native.HeadsSpec(
         buffer=native.X, cos=cos, sin=sin, sizes=sizes, rope_dim=rope or 0, neighbours=neighbours, norm=at, l2=l2,
         eps=1e-6, scale=scale, temperature_floor=warmth[0], temperature_scale=warmth[1], pool=0,
-        cache=cache.data_ptr(), block_size=cache.shape[2], eight_bit=eight_bit,
+        cache=cache.data_ptr(), block_size=cache.shape[2], block_bytes=cache[0].nbytes, eight_bit=eight_bit,
     )  # fmt: skip
 
 

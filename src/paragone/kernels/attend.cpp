@@ -18,7 +18,7 @@ Slots Attend::slots(const Run& run, long number, long k) const {
     long row = spec_.row_bytes(), head = spec_.block_size * row;
     const uint8_t* keys = spec_.cache + k * head;
     const int32_t* table = pool.tables.data() + number * pool.width;
-    return {keys, keys + spec_.K * head, table, spec_.block_size, 2 * spec_.K * head, row, spec_.eight_bit};
+    return {keys, keys + spec_.K * head, table, spec_.block_size, spec_.block_bytes, row, spec_.eight_bit};
 }
 
 Scoring Attend::scoring(const Run& run, long k) const {
@@ -63,8 +63,8 @@ void Attend::run(Run& run, int member) const {
     long singles = (long)run.step.singles.size();
     for (long first = 0, last;; first = last) {
         last = upto(run, first);
-        long tasks = (runs[last] - runs[first]) * spec_.K, taken;
-        while ((taken = run.team.next()) < tasks) single(run, run.own[member], first, taken, tasks);
+        long tasks = (runs[last] - runs[first]) * spec_.K, taken, number = first;
+        while ((taken = run.team.next()) < tasks) single(run, run.own[member], first, taken, tasks, number);
         if (last == singles) longer(run, run.own[member], tasks, taken);
         run.team.barrier();
         if (runs[last] - runs[first] > last - first) {
@@ -88,11 +88,11 @@ void Attend::longer(Run& run, Own& own, long task, long taken) const {
                 }
 }
 
-// Task number `task` of single tokens from `first` on.
-Attend::Look Attend::look(const Run& run, long first, long task) const {
+// Task number `task` of single tokens from `first` on: of one that is not before `number`, which becomes it.
+Attend::Look Attend::look(const Run& run, long first, long task, long& number) const {
     const Pool& pool = this->pool(run);
     long at = pool.runs[first] + task / spec_.K;
-    long number = std::upper_bound(pool.runs.begin() + first, pool.runs.end(), at) - pool.runs.begin() - 1;
+    while (pool.runs[number + 1] <= at) number++;
     long runs = pool.runs[number + 1] - pool.runs[number];
     long own = task - (pool.runs[number] - pool.runs[first]) * spec_.K;
     const Single& one = run.step.singles[number];
@@ -100,15 +100,16 @@ Attend::Look Attend::look(const Run& run, long first, long task) const {
     return {one, own / runs, runs, from, std::min(RUN_SLOTS, pool.lasts[one.row] - from)};
 }
 
-void Attend::single(Run& run, Own& own, long first, long task, long tasks) const {
+void Attend::single(Run& run, Own& own, long first, long task, long tasks, long& number) const {
     long group = spec_.H / spec_.K, E = spec_.E, each = group * (E + 2);
-    auto [one, k, runs, from, count] = look(run, first, task);
+    auto [one, k, runs, from, count] = look(run, first, task, number);
     float* sums = runs > 1 ? run.partial.data() + task * each : own.floats.data();
     float *largest = sums + group * E, *totals = largest + group;
     const float* q = run.buffer(spec_.buffer) + (one.row * (spec_.H + 2 * spec_.K) + k * group) * E;
     Slots slots = this->slots(run, one.part, k);
     if (long next = task + run.members; next < tasks) {  // this thread's, unless one is held up
-        Look other = look(run, first, next);
+        long its_number = number;
+        Look other = look(run, first, next, its_number);
         Slots others = this->slots(run, other.one.part, other.k);
         long block = other.from / spec_.block_size, last = (other.from + other.count - 1) / spec_.block_size;
         slots.then = {others.keys, others.values, others.table + block, last - block + 1};

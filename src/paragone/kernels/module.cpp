@@ -143,12 +143,13 @@ NB_MODULE(_native, m) {
         .def("__init__", [](HeadsSpec* self, int buffer, int cos, int sin, std::tuple<long, long, long> sizes,
                             long rope_dim, bool neighbours, uintptr_t norm, bool l2, float eps, float scale,
                             float floor, float temperature, int pool, uintptr_t cache, long block_size,
-                            bool eight_bit) {
+                            long block_bytes, bool eight_bit) {
             auto [H, K, E] = sizes;
             new (self) HeadsSpec{buffer, cos, sin, H, K, E, rope_dim, neighbours, floats(norm, (H + K) * E), l2, eps,
-                                 scale, floor, temperature, pool, at<uint8_t>(cache), block_size, eight_bit};
+                                 scale, floor, temperature, pool, at<uint8_t>(cache), block_size, block_bytes, eight_bit};
         }, "buffer"_a, "cos"_a, "sin"_a, "sizes"_a, "rope_dim"_a, "neighbours"_a, "norm"_a, "l2"_a, "eps"_a, "scale"_a,
-           "temperature_floor"_a, "temperature_scale"_a, "pool"_a, "cache"_a, "block_size"_a, "eight_bit"_a);
+           "temperature_floor"_a, "temperature_scale"_a, "pool"_a, "cache"_a, "block_size"_a, "block_bytes"_a,
+           "eight_bit"_a);
     nb::class_<Heads, Op>(m, "Heads").def(nb::init<HeadsSpec>());
     nb::class_<Attend, Op>(m, "Attend").def(nb::init<HeadsSpec, int, float, std::string>());
     nb::class_<Head, Op>(m, "Head").def(nb::init<std::shared_ptr<Linear>, float>());

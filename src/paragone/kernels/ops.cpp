@@ -35,7 +35,7 @@ void Heads::run(Run& run, int) const {
     long J = s.H + 2 * s.K, row = s.row_bytes();
     auto slot = [&](long t, long h) {
         long block = pool.slots[t] / s.block_size, in = pool.slots[t] % s.block_size;
-        return s.cache + ((block * 2 * s.K + h) * s.block_size + in) * row;
+        return s.cache + block * s.block_bytes + (h * s.block_size + in) * row;
     };
     for (long t; (t = run.team.next()) < run.step.T;) {
         // The next token's slots lie anywhere: they come meanwhile.

@@ -186,8 +186,8 @@ struct HeadsSpec {
     float eps, scale;
     float temperature_floor, temperature_scale;
     int pool;
-    uint8_t* cache;  // (blocks, 2 K, block_size, row bytes)
-    long block_size;
+    uint8_t* cache;  // (2 K, block_size, row bytes), and the next block `block_bytes` behind it
+    long block_size, block_bytes;
     bool eight_bit;
 
     long row_bytes() const { return eight_bit ? E + 2 : 2 * E; }
@@ -225,8 +225,8 @@ class Attend : public Op {
         Single one;
         long k, runs, from, count;
     };
-    Look look(const Run& run, long first, long task) const;
-    void single(Run& run, Own& own, long first, long task, long tasks) const;
+    Look look(const Run& run, long first, long task, long& number) const;
+    void single(Run& run, Own& own, long first, long task, long tasks, long& number) const;
     void join(Run& run, long first, long head) const;
     void longer(Run& run, Own& own, long task, long taken) const;
     void many(Run& run, Own& own, int part, long at, long size, long k) const;

@@ -110,6 +110,7 @@ class Lowering:
             pool=cache.pool_of[number],
             cache=cache.layers[number].data_ptr(),
             block_size=cache.block_size,
+            block_bytes=cache.layers[number].stride(0) * cache.layers[number].itemsize,
             eight_bit=cache.layers[number].dtype == torch.uint8,
         )
         self.layers.add(native.Heads(heads))

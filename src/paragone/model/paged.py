@@ -13,14 +13,15 @@ from torch import Tensor
 from paragone.model.attention import make_view
 from paragone.model.position import alibi_bias, alibi_slopes
 from paragone.model.spec import ModelSpec
+from paragone.ops import pages
 from paragone.ops.attention import attention
 from paragone.ops.paged import read_slots, row_shape, write_slots
 
 
 class PagedCache:
-    """For each layer (blocks, 2K, block_size, R), the keys' heads first; R is E numbers, or a row in eight
-    bits. Layers of one reach share their block numbers: `reaches` names them in the order of the tables,
-    `pool_of` says which a layer has."""
+    """For each layer a view (blocks, 2K, block_size, R), the keys' heads first; R is E numbers, or a row in
+    eight bits. Layers of one reach share their block numbers: `reaches` names them in the order of the
+    tables, `pool_of` says which a layer has."""
 
     def __init__(
         self,
@@ -37,18 +38,27 @@ class PagedCache:
         self.pool_of = [self.reaches.index(spec.reach(layer)) for layer in spec.layers]
         width, row_type = row_shape(spec.head_dim, dtype, eight_bit=eight_bit)
         shape = 2 * spec.num_key_value_heads, block_size, width
-        # Not touched before it is used: the system gives memory block by block.
-        self.layers = [
-            torch.empty((num_blocks[pool], *shape), dtype=row_type, device=device) for pool in self.pool_of
+        # A block has all layers, one after the other: what a step reads lies in as few of the system's pages
+        # as there can be. Not touched before it is used: the system gives memory page by page.
+        self.pools = [
+            _empty((num_blocks[pool], self.pool_of.count(pool), *shape), row_type, device)
+            for pool in range(len(self.reaches))
         ]
-
+        before = [self.pool_of[:number].count(pool) for number, pool in enumerate(self.pool_of)]
+        self.layers = [self.pools[pool][:, at] for pool, at in zip(self.pool_of, before, strict=True)]
         self.block_bytes = [
             block_bytes(spec, reach, block_size, dtype, eight_bit=eight_bit) for reach in self.reaches
         ]
 
     @property
     def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
+        return sum(pool.nbytes for pool in self.pools)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return pages.empty(shape, dtype)
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def reaches_of(spec: ModelSpec) -> list[int | None]:
