@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bytes.h"
+#include "functions.h"
 #include "hadamard.h"
 
 namespace PARAGONE_LEVEL {

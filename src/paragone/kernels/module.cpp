@@ -146,7 +146,8 @@ NB_MODULE(_native, m) {
                             long block_bytes, bool eight_bit) {
             auto [H, K, E] = sizes;
             new (self) HeadsSpec{buffer, cos, sin, H, K, E, rope_dim, neighbours, floats(norm, (H + K) * E), l2, eps,
-                                 scale, floor, temperature, pool, at<uint8_t>(cache), block_size, block_bytes, eight_bit};
+                                 scale, floor, temperature, pool, at<uint8_t>(cache), block_size, block_bytes,
+                                 eight_bit};
         }, "buffer"_a, "cos"_a, "sin"_a, "sizes"_a, "rope_dim"_a, "neighbours"_a, "norm"_a, "l2"_a, "eps"_a, "scale"_a,
            "temperature_floor"_a, "temperature_scale"_a, "pool"_a, "cache"_a, "block_size"_a, "block_bytes"_a,
            "eight_bit"_a);

@@ -1,7 +1,10 @@
 #include "ops.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+
+constexpr long AHEAD = 4;  // tokens whose slots are asked for
 
 void Norm::run(Run& run, int member) const {
     Buffer<float>& row = run.own[member].row;
@@ -32,33 +35,34 @@ void Angles::run(Run& run, int) const {
 void Heads::run(Run& run, int) const {
     const HeadsSpec& s = spec_;
     const Pool& pool = run.step.pools[s.pool];
-    long J = s.H + 2 * s.K, row = s.row_bytes();
-    auto slot = [&](long t, long h) {
-        long block = pool.slots[t] / s.block_size, in = pool.slots[t] % s.block_size;
-        return s.cache + block * s.block_bytes + (h * s.block_size + in) * row;
+    long turned = s.H + s.K, J = turned + s.K, row = s.row_bytes(), apart = s.block_size * row;
+    auto slot = [&](long t) {  // where its first head's key goes; the others `apart` behind
+        return s.cache + pool.slots[t] / s.block_size * s.block_bytes + pool.slots[t] % s.block_size * row;
     };
+    long asked = 0;
     for (long t; (t = run.team.next()) < run.step.T;) {
-        // The next token's slots lie anywhere: they come meanwhile.
-        for (long h = 0; t + 1 < run.step.T && h < 2 * s.K; h++)
-            for (long line = 0; line < row; line += 64) __builtin_prefetch(slot(t + 1, h) + line, 1);
+        // Slots lie anywhere: those of a token come while the ones before it are worked on.
+        for (asked = std::max(asked, t); asked < std::min(t + AHEAD, run.step.T); asked++) {
+            const uint8_t* to = slot(asked);
+            for (long h = 0; h < 2 * s.K; h++)
+                for (long line = 0; line < row; line += 64) __builtin_prefetch(to + h * apart + line, 1);
+        }
         float* heads = run.buffer(s.buffer) + t * J * s.E;
         long position = run.step.positions[t];
         float warmth = s.scale;
         if (s.temperature_floor > 0)
             warmth *= std::log1p(std::floor((position + 1.0f) / s.temperature_floor)) * s.temperature_scale + 1.0f;
-        for (long h = 0; h < s.H + s.K; h++) {
-            float* head = heads + h * s.E;
-            if (!s.norm.empty()) best.rms_norm(head, s.norm.data() + h * s.E, s.eps, s.E, head);
-            if (s.cos >= 0) {
-                long at = t * (s.rope_dim / 2);
-                best.rotate(head, run.buffer(s.cos) + at, run.buffer(s.sin) + at, s.rope_dim, s.neighbours);
-            }
-            if (s.l2) best.rms_norm(head, nullptr, s.eps, s.E, head);
-            if (h < s.H)
-                for (long e = 0; e < s.E; e++) head[e] *= warmth;
+        for (long h = 0; h < turned && !s.norm.empty(); h++)
+            best.rms_norm(heads + h * s.E, s.norm.data() + h * s.E, s.eps, s.E, heads + h * s.E);
+        if (s.cos >= 0) {
+            long at = t * (s.rope_dim / 2);
+            best.rotate(heads, turned, s.E, run.buffer(s.cos) + at, run.buffer(s.sin) + at, s.rope_dim, s.neighbours);
         }
-        for (long h = 0; h < 2 * s.K; h++) {
-            uint8_t* to = slot(t, h);
+        for (long h = 0; h < turned && s.l2; h++)
+            best.rms_norm(heads + h * s.E, nullptr, s.eps, s.E, heads + h * s.E);
+        for (long e = 0; e < s.H * s.E; e++) heads[e] *= warmth;
+        uint8_t* to = slot(t);
+        for (long h = 0; h < 2 * s.K; h++, to += apart) {
             const float* from = heads + (s.H + h) * s.E;
             if (s.eight_bit) best.quantize_slot(from, s.E, (int8_t*)to);
             else best.narrow(from, s.E, (uint16_t*)to);

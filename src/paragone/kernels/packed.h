@@ -16,6 +16,7 @@
 
 #include "bytes.h"
 #include "coming.h"
+#include "functions.h"
 #include "table.h"
 
 namespace PARAGONE_LEVEL {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bytes.h"
+#include "functions.h"
 #include "tiles.h"
 
 namespace PARAGONE_LEVEL {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "bytes.h"
+#include "functions.h"
 #include "pack.h"
 
 namespace PARAGONE_LEVEL {

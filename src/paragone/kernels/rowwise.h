@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "table.h"
-#include "vec.h"
+#include "functions.h"
 
 namespace PARAGONE_LEVEL {
 
@@ -61,7 +61,7 @@ static void layer_norm(const float* x, const float* weight, const float* bias, f
     for (; d < D; d++) y[d] = (x[d] - mean) * scale * weight[d] + bias[d];
 }
 
-static void rotate(float* x, const float* cos, const float* sin, long dim, bool neighbours) {
+PARAGONE_INLINE void rotate_one(float* x, const float* cos, const float* sin, long dim, bool neighbours) {
     long half = dim / 2, e = 0;
     if (neighbours) {
         for (; e < half; e++) {
@@ -81,6 +81,11 @@ static void rotate(float* x, const float* cos, const float* sin, long dim, bool 
         x[e] = a * cos[e] - b * sin[e];
         x[half + e] = b * cos[e] + a * sin[e];
     }
+}
+
+// Vectors x, x + stride, ...
+static void rotate(float* x, long count, long stride, const float* cos, const float* sin, long dim, bool neighbours) {
+    for (long i = 0; i < count; i++) rotate_one(x + i * stride, cos, sin, dim, neighbours);
 }
 
 // SiLU: g / (1 + e^-g). GELU by tanh: g / (1 + e^-2u) with u = sqrt(2 / pi) (g + 0.044715 g^3).

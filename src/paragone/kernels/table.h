@@ -146,7 +146,7 @@ struct Kernels {
     // y = act(gate) * up, or act(gate) where there is no up.
     void (*gated)(const float* gate, const float* up, Activation, long n, float* y);
     // Turns one head in place by cosines and sines (dim / 2); numbers i and i + dim / 2, or neighbours, are a pair.
-    void (*rotate)(float* x, const float* cos, const float* sin, long dim, bool neighbours);
+    void (*rotate)(float* x, long count, long stride, const float* cos, const float* sin, long dim, bool neighbours);
     // `group` queries (group, E), already scaled, over slots [first, first + S) of one head: unnormalised sums of
     // values (group, E), the largest score and the sum of exponentials of each query. room: 4 times S to the next
     // 16, and 2 (E + 32).
