@@ -146,7 +146,7 @@ class PackedMatrix:
         """Without panels all rows are still to be put."""
         self.rows, self.width, self.packing, self.order = rows, width, packing, order
         self.panels = empty_panels(rows, packing.shape(rows, width)) if panels is None else panels
-        self._native, self._address = packing.native, self.panels.data_ptr() if self.in_reach else 0
+        self._address = self.panels.data_ptr() if self.in_reach else 0
 
     @property
     def in_reach(self) -> bool:
@@ -239,7 +239,7 @@ class PackedMatrix:
         if not self._address or self.order is not None:
             return False
         check_rows(ids, self.rows)
-        native.unpack(self._native, self._address, self.width, ids, address)
+        native.unpack(self.packing.native, self._address, self.width, ids, address)
         return True
 
     def _codes(self) -> Tensor:
