@@ -58,12 +58,8 @@ class MappedFile:
         times as long as reading it. Raises MalformedData where the file has become shorter."""
         pieces = [os.pread(self.descriptor, nbytes, place) for place in places]
         if any(len(piece) != nbytes for piece in pieces):
-            raise self.cut_short()
+            raise MalformedData(f"{self.path}: the file has become shorter since it was read: load it again")
         return np.frombuffer(bytearray().join(pieces), dtype=np.uint8).reshape(-1, nbytes)
-
-    def cut_short(self) -> MalformedData:
-        """What is to be raised then."""
-        return MalformedData(f"{self.path}: the file has become shorter since it was read: load it again")
 
 
 @dataclass(frozen=True)

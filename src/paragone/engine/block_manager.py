@@ -74,7 +74,7 @@ class BlockPool:
 @dataclass(slots=True)
 class Slots:
     """The blocks of one sequence: a table for each pool, and the hashes of its full blocks in order. Up to
-    the length `reserved` there is nothing to take or to give back."""
+    the length `reserved` it has all that it needs."""
 
     tables: list[list[int]]
     hashes: list[bytes] = field(default_factory=list)
@@ -166,7 +166,7 @@ class BlockManager:
         """Blocks for tokens up to `length`, of which `computed` have their keys and values; for fewer, but at
         least up to `least`, where there are not enough. What is out of reach is given back first. Returns the
         length that there is room for now, 0 where nothing was taken."""
-        if computed < length <= slots.reserved:
+        if computed < length <= slots.reserved:  # what is out of reach waits until a block is taken
             return length
         for at, (reach, pool) in enumerate(zip(self.reaches, self.pools, strict=True)):
             if reach is None:

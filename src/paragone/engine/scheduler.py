@@ -13,7 +13,7 @@ from operator import attrgetter
 from paragone.engine.block_manager import BlockManager, require
 from paragone.engine.sequence import Sequence, Status
 
-RUNNING = Status.RUNNING
+RUNNING = Status.RUNNING  # asked of every sequence in every step, and an Enum takes long to answer
 
 
 @dataclass(slots=True)

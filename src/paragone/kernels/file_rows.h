@@ -5,5 +5,5 @@
 #include <vector>
 
 // The rows with these numbers, of D numbers each, of a matrix that begins at byte `offset`, in float32, read without
-// mapping the file. False where it ends before one of them does.
+// mapping the file. False where one of them cannot be read.
 bool read_rows(int descriptor, long offset, long D, const std::vector<long>& ids, float* to);

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "table.h"
 #include "functions.h"
+#include "table.h"
 
 namespace PARAGONE_LEVEL {
 

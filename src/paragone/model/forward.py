@@ -17,8 +17,8 @@ class Forward(Protocol):
     """What an engine needs of a model."""
 
     def hidden(self, ids: Sequence[int], parts: Sequence[Part], lengths: Sequence[int]) -> Tensor:
-        """Hidden states (N, D) of a step's tokens, for `logits` to take; those that are not wanted may be
-        anything. Each part belongs to a text that has or will have so many tokens."""
+        """Hidden states (N, D) of a step's tokens, for `logits` to take, until the next call; those that are
+        not wanted may be anything. Each part belongs to a text that has or will have so many tokens."""
 
     def logits(self, hidden_ND: Tensor, room: Tensor | None = None, /) -> tuple[Tensor, list[int]]:
         """Logits (N, V), and the most likely token of each row, -1 where its logit is no finite number. They

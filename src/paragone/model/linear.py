@@ -48,6 +48,7 @@ class Rows:
     @classmethod
     @torch.inference_mode(mode=False)  # else they could not be written outside of it
     def empty(cls, count: int, width: int) -> "Rows":
+        """Room that is not filled yet."""
         return cls(torch.empty(count, width))
 
 
@@ -82,13 +83,12 @@ class StoredEmbedding(Embedding):
     def put_rows(self, ids: Sequence[int], to: Rows) -> None:
         """As `Embedding.put_rows`."""
         tensor = self.tensor
-        if native is None or tensor.type.name != "BF16":
-            to.tensor.copy_(self._read(ids))
-            return
         check_rows(ids, tensor.num_rows)
-        file, width = tensor.file, tensor.shape[1]
-        if not native.read_rows(file.descriptor, tensor.offset, width, ids, to.address):
-            raise file.cut_short()
+        if native is not None and tensor.type.name == "BF16":
+            file, width = tensor.file, tensor.shape[1]
+            if native.read_rows(file.descriptor, tensor.offset, width, ids, to.address):
+                return
+        to.tensor.copy_(self._read(ids))  # which says what is the matter where the file cannot be read
 
     def _read(self, ids: Sequence[int]) -> Tensor:
         check_rows(ids, self.tensor.num_rows)

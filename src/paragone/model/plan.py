@@ -63,8 +63,8 @@ class Plan:
 
     def hidden(self, ids: Sequence[int], parts: Sequence[Part], lengths: Sequence[int]) -> Tensor:
         """What all layers make of a step's tokens, before the last norm, (N, D) in float32; rows that are not
-        wanted are not finished. `lengths` are those of the whole texts, which some ropes depend on. They hold
-        until the next call."""
+        wanted are not finished. They hold until the next call. `lengths` are those of the whole texts, which
+        some ropes depend on."""
         x = self._x
         if len(ids) != x.count:
             x = self._x = Rows.empty(len(ids), self.decoder.spec.hidden_size)

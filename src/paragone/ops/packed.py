@@ -228,17 +228,16 @@ class PackedMatrix:
 
     def rows_of(self, ids: Sequence[int]) -> Tensor:
         """The rows with these numbers (N, width) in float32; IndexError where there is none such."""
-        check_rows(ids, self.rows)
         out = torch.empty(len(ids), self.width)
-        if not self.put_rows_of(ids, out.data_ptr()):
-            return torch.cat([self.dequantize(i, i + 1) for i in ids])
-        return out
+        if self.put_rows_of(ids, out.data_ptr()):
+            return out
+        return torch.cat([self.dequantize(i, i + 1) for i in ids])
 
     def put_rows_of(self, ids: Sequence[int], address: int) -> bool:
         """The same into memory that begins at an address; False where the kernels do not do it."""
+        check_rows(ids, self.rows)
         if not self._address or self.order is not None:
             return False
-        check_rows(ids, self.rows)
         native.unpack(self.packing.native, self._address, self.width, ids, address)
         return True
 
