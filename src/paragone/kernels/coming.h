@@ -10,7 +10,7 @@ constexpr long LINE = 64;  // bytes that memory gives at a time
 // How far ahead a single token's weights are asked for, in bytes. Where it is 0, the processor fetches them by itself,
 // faster than it can be told to (Zen 4 with wide registers; with narrow ones a line takes so many instructions that it
 // does not see the next in time). Processors with tiles read at half the rate by themselves.
-constexpr long SINGLE_AHEAD = PARAGONE_TILES ? 6144 : W < 16 ? 1024 : 0;
+constexpr long SINGLE_AHEAD = PARAGONE_TILES || (W == 16 && !PAIRS) ? 6144 : W < 16 ? 1024 : 0;
 
 // What is fetched while other things are multiplied: so many lines for every block of them, up to an end.
 struct Coming {

@@ -203,10 +203,11 @@ static void compressed_linear(const Compressed& weight, long first, long last, c
                                 std::min(next + P * deep * compressed::BLOCK_BYTES, weight.panels + last * bytes));
         }
     };
-    constexpr int WIDE = PAIRS ? 2 : 1;  // panels: as many words as stay in registers beside the sums
+    // Panels, whose sums do not wait for each other; and of how many tokens beside their words.
+    constexpr int WIDE = W == 16 ? 2 : 1, BESIDE = W < 16 ? TOGETHER_FEW : PAIRS ? 8 : 4;
     long p = first;
-    if (M <= TOGETHER_FEW / WIDE || M > FEW)
-        for (; p + WIDE <= last; p += WIDE) pass.template operator()<WIDE, TOGETHER_FEW / WIDE>(p);
+    if (M <= BESIDE || M > FEW)
+        for (; p + WIDE <= last; p += WIDE) pass.template operator()<WIDE, BESIDE>(p);
     for (; p < last; p++) pass.template operator()<1, TOGETHER_FEW>(p);
 }
 

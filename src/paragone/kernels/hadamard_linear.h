@@ -5,6 +5,7 @@
 
 #include "bytes.h"
 #include "coming.h"
+#include "each.h"
 #include "finish.h"
 #include "hadamard_tiles.h"
 
@@ -56,9 +57,10 @@ PARAGONE_INLINE void hadamard_tile(const Panels<P>& panels, long runs, const uin
     constexpr int CHAINS = P * V * M < 4 ? 4 : 1;  // of sums, which else would wait for each other
     long stride = runs * hadamard::RUN + hadamard::LINE;
     const uint8_t* panel = panels.codes;
-    x += m * stride;
+    const uint8_t* at[addresses(M)];
+    share_addresses<M>(x + m * stride, stride, at);
     VI sums[CHAINS][M][P * V] = {};
-    for (long run = 0; run < runs; run++, panel += hadamard::RUN_BYTES, x += hadamard::RUN) {
+    for (long run = 0; run < runs; run++, panel += hadamard::RUN_BYTES) {
 #pragma GCC unroll 4
         for (int quad = 0; quad < 16; quad++) {
             if (quad % 4 == 0) coming.fetch_some();  // a few at a time: memory takes only so many wishes
@@ -75,7 +77,7 @@ PARAGONE_INLINE void hadamard_tile(const Panels<P>& panels, long runs, const uin
             }
 #pragma GCC unroll 12
             for (int i = 0; i < M; i++) {
-                VI four = splat_word(x + i * stride + quad * 4);
+                VI four = splat_word(shared_address(at, i, stride) + quad * 4);
 #pragma GCC unroll 4
                 for (int q = 0; q < P * V; q++) {
                     VI& sum = sums[quad % CHAINS][i][q];
@@ -88,6 +90,8 @@ PARAGONE_INLINE void hadamard_tile(const Panels<P>& panels, long runs, const uin
                 }
             }
         }
+#pragma GCC unroll 4
+        for (const uint8_t*& its : at) its += hadamard::RUN;
     }
 #pragma GCC unroll 12
     for (int i = 0; i < M; i++) {
@@ -98,20 +102,9 @@ PARAGONE_INLINE void hadamard_tile(const Panels<P>& panels, long runs, const uin
             for (int chain = 1; chain < CHAINS; chain++) whole[q] += sums[chain][i][q];
         }
         VF out[P * V];
-        panels.outputs(x + i * stride, whole, out);
+        panels.outputs(shared_address(at, i, stride), whole, out);
         finish(to, m + i, panels.first, panels.count, out);
     }
-}
-
-// The same by tokens [m, m + count), as tiles of `each`, MOST at most; a last one may be less.
-template <int P, int MOST>
-static void hadamard_some(const Panels<P>& panels, long runs, const uint8_t* x, long m, long count, long each,
-                          const Out& to, Coming& coming) {
-    if constexpr (MOST > 1)
-        if (each < MOST) return hadamard_some<P, MOST - 1>(panels, runs, x, m, count, each, to, coming);
-    for (; count >= MOST; m += MOST, count -= MOST) hadamard_tile<P, MOST>(panels, runs, x, m, to, coming);
-    if constexpr (MOST > 1)
-        if (count) hadamard_some<P, MOST - 1>(panels, runs, x, m, count, count, to, coming);
 }
 
 // Panels [first, last) of the weight by M tokens of token_bytes(D) each.
@@ -123,14 +116,14 @@ static void hadamard_linear(const Hadamard& w, long first, long last, const uint
 #endif
     auto pass = [&]<int P>(long p) {
         Panels<P> panels(w, p);
-        long shares = (M + SIDE - 1) / SIDE, share = (M + shares - 1) / shares;
+        long shares = (M + SIDE - 1) / SIDE;
         // While all tokens pass these panels, the next ones come: by three tiles or more so slowly that they are best
         // off in the first cache (by two a tenth slower than in the second, by three a fortieth faster).
         const uint8_t* next = w.panels + (p + P) * bytes;
         long times = 4 * shares * runs;
         Coming coming{next, std::min(next + P * bytes, end), (P * bytes / LINE + times - 1) / times, shares > 2};
         if (M == 1) coming = {SINGLE_AHEAD ? panels.codes + SINGLE_AHEAD : end, end, 4 * P};  // as they lie
-        hadamard_some<P, SIDE>(panels, runs, x, 0, M, share, to, coming);
+        tiles_of<SIDE>(M, [&]<int COUNT>(long m) { hadamard_tile<P, COUNT>(panels, runs, x, m, to, coming); });
     };
     long p = first;
     if (M > 1)

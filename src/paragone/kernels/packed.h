@@ -101,39 +101,51 @@ static void quantize_inputs(const float* x, long D, Quantised* to) {
 // Moved up, or down where `by` is below zero.
 PARAGONE_INLINE VI moved(VI bits, int by) { return by < 0 ? (VI)((VU)bits >> -by) : bits << by; }
 
-// What P panels, `stride` bytes apart, have of a quarter of a block, which is at most what one scale is for.
-template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
+// What a panel has of a quarter of a block, which is at most what one scale is for: register v of each.
+template <int BITS, bool MINIMUM, bool FINE> struct PanelQuarter {
     static constexpr long SCALES = FINE ? 2 : 1;  // of a half
     static constexpr int STORED = stored(BITS), UPPER = STORED < 8 ? STORED - 4 : 0;
     static constexpr int MASK = 0x10101010 * ((1 << UPPER) - 1);
+    const uint8_t* block;
+    int half, quarter;
+
+    // Of every row four inputs, from 4 * i on.
+    PARAGONE_MEMBER VI code(const Packed& weight, int i, int v) const {
+        const uint8_t* lanes = block + v * W * 4;
+        if constexpr (STORED == 8) return load_words(lanes + (half * 8 + quarter * 4 + i) * 64);
+        VI both = load_words(lanes + (half * 4 + i) * 64);
+        VI out = (quarter ? (VI)((VU)both >> 4) : both) & 0x0f0f0f0f;
+        if constexpr (UPPER) {
+            long line = half * UPPER + quarter * (UPPER - 1);
+            VI upper = load_words(lanes + BLOCK * PANEL / 2 + line * 64);
+            out |= moved(upper, 4 - (UPPER == 1 ? 4 * quarter + i : 2 * i)) & MASK;
+        }
+        if constexpr (BITS == LEVELS) out = look_up(weight.levels, out);
+        return out;
+    }
+    PARAGONE_MEMBER VF scale(int v) const { return half_at(half * SCALES + (FINE ? quarter : 0), v); }
+    PARAGONE_MEMBER VF minimum(int v) const { return half_at((half + 2) * SCALES + (FINE ? quarter : 0), v); }
+
+  private:
+    PARAGONE_MEMBER VF half_at(long line, int v) const {
+        return load_half((const uint16_t*)(block + BLOCK * PANEL * STORED / 8) + line * PANEL + v * W);
+    }
+};
+
+// The same of P panels, `stride` bytes apart, in registers. Scales for a half come with its end.
+template <int BITS, bool MINIMUM, bool FINE, int P> struct Quarter {
     VI codes[4][P * V];
     VF scales[P * V], minima[P * V];
 
     PARAGONE_MEMBER void fetch(const Packed& weight, const uint8_t* panel, long stride, int half, int quarter) {
 #pragma GCC unroll 8
         for (int q = 0; q < P * V; q++) {
-            const uint8_t* block = panel + q / V * stride;
-            long lanes = q % V * W;
-            VI upper{};
-            if constexpr (UPPER) {
-                long line = half * UPPER + quarter * (UPPER - 1);
-                upper = load_words(block + BLOCK * PANEL / 2 + line * 64 + lanes * 4);
-            }
+            PanelQuarter<BITS, MINIMUM, FINE> its{panel + q / V * stride, half, quarter};
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; i++)
-                if constexpr (STORED == 8) {
-                    codes[i][q] = load_words(block + (half * 8 + quarter * 4 + i) * 64 + lanes * 4);
-                } else {
-                    VI both = load_words(block + (half * 4 + i) * 64 + lanes * 4);
-                    codes[i][q] = (quarter ? (VI)((VU)both >> 4) : both) & 0x0f0f0f0f;
-                    int at = UPPER == 1 ? 4 * quarter + i : 2 * i;
-                    if constexpr (UPPER) codes[i][q] |= moved(upper, 4 - at) & MASK;
-                    if constexpr (BITS == LEVELS) codes[i][q] = look_up(weight.levels, codes[i][q]);
-                }
-            const uint16_t* at = (const uint16_t*)(block + BLOCK * PANEL * STORED / 8) + lanes;
-            long scale = half * SCALES + (FINE ? quarter : 0);
-            scales[q] = load_half(at + scale * PANEL);
-            if constexpr (MINIMUM) minima[q] = load_half(at + (scale + 2 * SCALES) * PANEL);
+            for (int i = 0; i < 4; i++) codes[i][q] = its.code(weight, i, q % V);
+            if (!FINE && quarter == 0) continue;
+            scales[q] = its.scale(q % V);
+            if constexpr (MINIMUM) minima[q] = its.minimum(q % V);
         }
     }
 };

@@ -7,6 +7,7 @@
 // the input.
 #pragma once
 
+#include "each.h"
 #include "finish.h"
 #include "packed.h"
 
@@ -92,5 +93,20 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
 
 constexpr int TILE = 4;                      // tokens
 constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums as fit into the registers
+
+// Panels [p, p + P) by all M tokens, which pass them in tiles, while the next ones come.
+template <int BITS, bool MINIMUM, bool FINE, int P>
+static void packed_by_tokens(const Packed& w, long p, const Quantised* x, long M, const Out& to) {
+    long blocks = (w.D + BLOCK - 1) / BLOCK, steps = (M + TILE - 1) / TILE * blocks;
+    const uint8_t* from = w.panels + (p + P) * w.stride;
+    Coming coming{from, from + P * w.stride, (P * w.stride / LINE + steps - 1) / steps};
+    tiles_of<TILE>(M, [&]<int COUNT>(long m) { panels_tile<BITS, MINIMUM, FINE, P, COUNT>(w, p, x, m, to, coming); });
+}
+
+// A panel by one token: they are read one after the other.
+template <int BITS, bool MINIMUM, bool FINE>
+static void packed_by_token(const Packed& w, long p, const Quantised* x, const Out& to, Coming& coming) {
+    panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, p, x, 0, to, coming);
+}
 
 }  // namespace PARAGONE_LEVEL

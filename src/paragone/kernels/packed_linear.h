@@ -14,26 +14,14 @@ namespace PARAGONE_LEVEL {
 template <int BITS, bool MINIMUM, bool FINE>
 static void panels_times(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
     constexpr long LINES = block_bytes(BITS, MINIMUM, FINE) / LINE;  // of a block of one panel
-    long stride = w.stride, p = first;
+    long p = first;
     if (M == 1) {
         // Panels lie as they are read.
-        const uint8_t *from = w.panels + p * stride, *end = w.panels + last * stride;
+        const uint8_t *from = w.panels + p * w.stride, *end = w.panels + last * w.stride;
         Coming coming{SINGLE_AHEAD ? from + SINGLE_AHEAD : end, end, LINES};
-        for (; p < last; p++) panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, p, x, 0, to, coming);
+        for (; p < last; p++) packed_by_token<BITS, MINIMUM, FINE>(w, p, x, to, coming);
         return;
     }
-    // While all tokens pass these panels, the next ones come.
-    auto tokens = [&]<int P>(long p) {
-        const uint8_t* from = w.panels + (p + P) * stride;
-        long m = 0, tiles = M / TILE + M % TILE / 2 + M % 2;
-        Coming coming{from, from + P * stride, (P * LINES + tiles - 1) / tiles};
-        for (; m + TILE <= M; m += TILE) panels_tile<BITS, MINIMUM, FINE, P, TILE>(w, p, x, m, to, coming);
-        if (m + 2 <= M) {
-            panels_tile<BITS, MINIMUM, FINE, P, 2>(w, p, x, m, to, coming);
-            m += 2;
-        }
-        if (m < M) panels_tile<BITS, MINIMUM, FINE, P, 1>(w, p, x, m, to, coming);
-    };
 #if PARAGONE_TILES
     if constexpr (!FINE) {  // a tile of 16 inputs takes as long as one of 32
         if (M >= LEAST_OF_TILE && M <= TILE_ROWS / 2)
@@ -42,9 +30,8 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
             return codes_by_tiles<BITS, MINIMUM, TILE_ROWS>(w, first, last, x, M, to);
     }
 #endif
-    if (M >= TILE)
-        for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) tokens.template operator()<TILE_WIDTH>(p);
-    for (; p < last; p++) tokens.template operator()<1>(p);
+    for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) packed_by_tokens<BITS, MINIMUM, FINE, TILE_WIDTH>(w, p, x, M, to);
+    for (; p < last; p++) packed_by_tokens<BITS, MINIMUM, FINE, 1>(w, p, x, M, to);
 }
 
 // Calls what it is given with a weight's layout: bits, has_minimum, fine. The layouts are those that some format needs

@@ -1,46 +1,107 @@
 // Products of packed weights where one instruction multiplies four bytes in each lane and adds them up.
+//
+// Few tokens are multiplied with codes as they lie. Of more, what a few panels hold is first spread out, once for all
+// tokens: bringing codes to bytes takes a third as long as multiplying them by four tokens does.
 #pragma once
 
+#include <climits>
+#include <vector>
+
+#include "each.h"
 #include "finish.h"
 #include "packed.h"
 
 namespace PARAGONE_LEVEL {
 
+constexpr int QUARTERS = 4;  // of a block
+
+// Panels as they lie, P of them, `stride` bytes apart: their codes become bytes where they are multiplied.
+template <int BITS, bool MINIMUM, bool FINE, int P> struct AsTheyLie {
+    const Packed& weight;
+    const uint8_t* panel;
+    long stride;
+
+    struct Its {
+        const AsTheyLie& all;
+        const uint8_t* block;
+        int half, quarter;
+
+        PARAGONE_MEMBER VI code(int quad, int q) const { return of(q).code(all.weight, quad, q % V); }
+        PARAGONE_MEMBER VF scale(int q) const { return of(q).scale(q % V); }
+        PARAGONE_MEMBER VF minimum(int q) const { return of(q).minimum(q % V); }
+
+      private:
+        PARAGONE_MEMBER PanelQuarter<BITS, MINIMUM, FINE> of(int q) const {
+            return {block + q / V * all.stride, half, quarter};
+        }
+    };
+    PARAGONE_MEMBER Its at(long b, int quarter) const {
+        return {*this, panel + b * block_bytes(BITS, MINIMUM, FINE), quarter / 2, quarter % 2};
+    }
+};
+
+// The same, spread out.
+template <int BITS, bool MINIMUM, bool FINE, int P> struct Spread {
+    const Quarter<BITS, MINIMUM, FINE, P>* quarters;
+
+    struct Its {
+        const Quarter<BITS, MINIMUM, FINE, P>& all;
+
+        PARAGONE_MEMBER VI code(int quad, int q) const { return all.codes[quad][q]; }
+        PARAGONE_MEMBER VF scale(int q) const { return all.scales[q]; }
+        PARAGONE_MEMBER VF minimum(int q) const { return all.minima[q]; }
+    };
+    PARAGONE_MEMBER Its at(long b, int quarter) const { return {quarters[b * QUARTERS + quarter]}; }
+};
+
 // Panels [p, p + P) by tokens [m, m + M).
-template <int BITS, bool MINIMUM, bool FINE, int P, int M>
-static void panels_tile(const Packed& weight, long p, const Quantised* x, long m, const Out& to, Coming& coming) {
-    constexpr long SIZE = block_bytes(BITS, MINIMUM, FINE);
-    long blocks = (weight.D + BLOCK - 1) / BLOCK, stride = weight.stride;
-    const uint8_t* panel = weight.panels + p * stride;
+template <int BITS, bool MINIMUM, bool FINE, int P, int M, class Panels>
+static void panels_tile(const Packed& weight, const Panels& panels, long p, const Quantised* x, long m, const Out& to,
+                        Coming& coming) {
+    long blocks = (weight.D + BLOCK - 1) / BLOCK;
     x += m * blocks;
     VF sums[M][P * V] = {};
-    for (long b = 0; b < blocks; b++, panel += SIZE, x++) {
+    for (long b = 0; b < blocks; b++, x++) {
         coming.fetch_some();
         for (int half = 0; half < 2; half++) {
             VI whole[M][P * V];
 #pragma GCC unroll 2
             for (int quarter = 0; quarter < 2; quarter++) {
-                Quarter<BITS, MINIMUM, FINE, P> w;
-                w.fetch(weight, panel, stride, half, quarter);
+                const auto w = panels.at(b, 2 * half + quarter);
+                const int part = FINE ? 2 * half + quarter : half;
+                if (FINE || quarter == 0)
+#pragma GCC unroll 8
+                    for (int i = 0; i < M; i++)
+#pragma GCC unroll 8
+                        for (int q = 0; q < P * V; q++)
+                            whole[i][q] = Share<BITS, MINIMUM, FINE>(x[i * blocks], part).start - VI{};
+#pragma GCC unroll 4
+                for (int quad = 0; quad < 4; quad++) {
+                    VI codes[P * V];
+#pragma GCC unroll 8
+                    for (int q = 0; q < P * V; q++) codes[q] = w.code(quad, q);
+#pragma GCC unroll 8
+                    for (int i = 0; i < M; i++) {
+                        VI four = splat_word(x[i * blocks].codes + half * 32 + quarter * 16 + 4 * quad);
+#pragma GCC unroll 8
+                        for (int q = 0; q < P * V; q++) whole[i][q] = dot_quads(whole[i][q], codes[q], four);
+                    }
+                }
+                if (!FINE && quarter == 0) continue;
+                VF scales[P * V], minima[P * V];
+#pragma GCC unroll 8
+                for (int q = 0; q < P * V; q++) {
+                    scales[q] = w.scale(q);
+                    if constexpr (MINIMUM) minima[q] = w.minimum(q);
+                }
 #pragma GCC unroll 8
                 for (int i = 0; i < M; i++) {
-                    const Quantised& token = x[i * blocks];
-                    Share<BITS, MINIMUM, FINE> share(token, FINE ? 2 * half + quarter : half);
-                    if (FINE || quarter == 0)
-#pragma GCC unroll 8
-                        for (int q = 0; q < P * V; q++) whole[i][q] = share.start - VI{};
-#pragma GCC unroll 4
-                    for (int quad = 0; quad < 4; quad++) {
-                        VI four = splat_word(token.codes + half * 32 + quarter * 16 + 4 * quad);
-#pragma GCC unroll 8
-                        for (int q = 0; q < P * V; q++) whole[i][q] = dot_quads(whole[i][q], w.codes[quad][q], four);
-                    }
-                    if (!FINE && quarter == 0) continue;
+                    Share<BITS, MINIMUM, FINE> share(x[i * blocks], part);
 #pragma GCC unroll 8
                     for (int q = 0; q < P * V; q++) {
                         VF sum = __builtin_convertvector(whole[i][q], VF);
-                        sums[i][q] = multiply_add(sum, w.scales[q] * share.scale, sums[i][q]);
-                        if constexpr (MINIMUM) sums[i][q] = multiply_add(w.minima[q], share.total, sums[i][q]);
+                        sums[i][q] = multiply_add(sum, scales[q] * share.scale, sums[i][q]);
+                        if constexpr (MINIMUM) sums[i][q] = multiply_add(minima[q], share.total, sums[i][q]);
                     }
                 }
             }
@@ -54,7 +115,40 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
     }
 }
 
-constexpr int TILE = 4;                      // tokens
-constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums and codes as fit into the registers
+constexpr int TILE = W == 16 ? 8 : 4;        // tokens
+constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums as fit into the registers and do not wait for each other
+constexpr long LEAST_TO_SPREAD = W == 16 ? 3 * TILE + 1 : LONG_MAX;  // tokens
+
+// Panels [p, p + P) by all M tokens, which pass them in tiles, while the next ones come.
+template <int BITS, bool MINIMUM, bool FINE, int P>
+static void packed_by_tokens(const Packed& w, long p, const Quantised* x, long M, const Out& to) {
+    long blocks = (w.D + BLOCK - 1) / BLOCK, steps = (M + TILE - 1) / TILE * blocks;
+    const uint8_t *here = w.panels + p * w.stride, *from = here + P * w.stride;
+    Coming coming{from, from + P * w.stride, (P * w.stride / LINE + steps - 1) / steps};
+    AsTheyLie<BITS, MINIMUM, FINE, P> panels{w, here, w.stride};
+    if constexpr (P == TILE_WIDTH && stored(BITS) < 8)
+        if (M >= LEAST_TO_SPREAD) {
+            static thread_local std::vector<Quarter<BITS, MINIMUM, FINE, P>> room;
+            if ((long)room.size() < blocks * QUARTERS) room.resize(blocks * QUARTERS);
+            for (long b = 0; b < blocks; b++)
+#pragma GCC unroll 4
+                for (int q = 0; q < QUARTERS; q++)
+                    room[b * QUARTERS + q].fetch(w, here + b * block_bytes(BITS, MINIMUM, FINE), w.stride, q / 2, q % 2);
+            Spread<BITS, MINIMUM, FINE, P> spread{room.data()};
+            return tiles_of<TILE>(M, [&]<int COUNT>(long m) {
+                panels_tile<BITS, MINIMUM, FINE, P, COUNT>(w, spread, p, x, m, to, coming);
+            });
+        }
+    tiles_of<TILE>(M, [&]<int COUNT>(long m) {
+        panels_tile<BITS, MINIMUM, FINE, P, COUNT>(w, panels, p, x, m, to, coming);
+    });
+}
+
+// A panel by one token: they are read one after the other.
+template <int BITS, bool MINIMUM, bool FINE>
+static void packed_by_token(const Packed& w, long p, const Quantised* x, const Out& to, Coming& coming) {
+    AsTheyLie<BITS, MINIMUM, FINE, 1> panel{w, w.panels + p * w.stride, w.stride};
+    panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, panel, p, x, 0, to, coming);
+}
 
 }  // namespace PARAGONE_LEVEL

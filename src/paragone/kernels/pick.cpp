@@ -122,7 +122,9 @@ std::vector<const Kernels*> find_levels() {
 #if defined(PARAGONE_AMX)
             if (has_tiles() && agree(KERNELS_AMX, KERNELS_AVX512_BF16)) here.push_back(&KERNELS_AMX);
 #endif
-            here.push_back(&KERNELS_AVX512_BF16);
+            // Intel's cores take four times as long for a product of pairs of bfloat16 as for one of floats, which is
+            // half as many; AMD's as long.
+            if (!__builtin_cpu_is("intel")) here.push_back(&KERNELS_AVX512_BF16);
             const Kernels& software = KERNELS_AMX_IN_SOFTWARE;
             if (wanted && !std::strcmp(wanted, software.name) && agree(software, KERNELS_AVX512_BF16))
                 here.push_back(&software);
@@ -130,6 +132,9 @@ std::vector<const Kernels*> find_levels() {
 #endif
 #if defined(PARAGONE_VNNI)
         if (__builtin_cpu_supports("avx512vnni")) here.push_back(&KERNELS_AVX512_VNNI);
+#endif
+#if defined(PARAGONE_BF16)
+        if (__builtin_cpu_is("intel") && __builtin_cpu_supports("avx512bf16")) here.push_back(&KERNELS_AVX512_BF16);
 #endif
         here.push_back(&KERNELS_AVX512);
     }
