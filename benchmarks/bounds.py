@@ -23,15 +23,16 @@ DECODE_PROMPT = 16  # of own_kernels.py's
 
 class Rates(NamedTuple):
     """Bytes read a second, and operations a second of bytes with codes of four and of eight bits (brought to
-    scale after every 32, as the formats of files need it), of eight where rows have one scale, and of
-    bfloat16 or float32. Without VNNI codes of four bits are multiplied at twice the rate of those of eight;
-    those of five and six are taken for as fast."""
+    scale after every 32, as the formats of files need it), of eight where rows have one scale, of bfloat16
+    or float32, and of what prompts' attention is made of. Without VNNI codes of four bits are multiplied at
+    twice the rate of those of eight; those of five and six are taken for as fast."""
 
     read: float
     int4: float
     int8: float
     rows: float
     floats: float
+    attention: float
 
     def of(self, part: Part) -> float:
         """By how a weight is multiplied."""
@@ -55,7 +56,7 @@ class Machine:
             max(native.read_rate(at, size, count) for _ in range(5)),
             *(
                 max(native.multiply_rate(bits, count, whole_rows) for _ in range(5))
-                for bits, whole_rows in ((4, False), (8, False), (8, True), (16, False))
+                for bits, whole_rows in ((4, False), (8, False), (8, True), (16, False), (16, True))
             ),
         )
 
@@ -80,11 +81,11 @@ def bounds(model: Model, rates: Rates) -> dict[str, float]:
     def step(sequences: int, seen: int) -> float:
         cache = sequences * spec.kv_bytes(seen, 2)
         products = sequences * (sum(most_layers) + last + head)
-        attention = sequences * token_attention_operations(spec, seen) / rates.floats
+        attention = sequences * token_attention_operations(spec, seen) / rates.attention
         return max((decoder.decode_bytes + cache) / rates.read, products + attention)
 
     def prompt(length: int) -> float:
-        return length * of_all + head + attention_operations(spec, length) / rates.floats
+        return length * of_all + head + attention_operations(spec, length) / rates.attention
 
     found = {f"decode{n}": n / step(n, DECODE_PROMPT + steps // 2) for n, steps in STEPS.items()}
     found |= {f"prefill{n}": n / prompt(n) for n in (512, 4096)}

@@ -11,6 +11,7 @@ from paragone.ops.paged import row_shape
 
 native = kernels.native
 PAIRS = native is not None and native.pairs
+FIXED = native is not None and native.fixed
 STEP = 2**-8 if PAIRS else 2e-6  # of an input of a product with bfloat16
 
 

@@ -8,10 +8,17 @@ from hypothesis import strategies as st
 from paragone.ops.attention import attention_reference, visible
 from paragone.ops.norm import l2_norm, rms_norm_reference
 from paragone.ops.paged import dequantize_rows, quantize_rows, read_slots
-from tests.ops.plans import PAIRS, Texts, heads_spec, native
+from tests.ops.plans import FIXED, PAIRS, Texts, heads_spec, native
 
 HEADS = [(9, 3, 64), (4, 1, 256), (6, 6, 10), (8, 2, 80), (14, 2, 16)]
 PARTS = [(0, 1), (4, 2), (36, 1), (0, 40), (255, 1), (256, 70), (599, 1), (100, 130)]
+
+
+def whole_numbers(x, most):
+    """Rows of x as the kernels round them where the largest of a row is `most`."""
+    largest = x.float().abs().amax(-1, keepdim=True)
+    inverse = torch.where(largest > 2**-100, most / largest, 0)
+    return (x * inverse.double()).round() * (largest / most).double()
 
 
 def check_attention(
@@ -33,12 +40,18 @@ def check_attention(
     for (start, count), table in zip(parts, texts.tables, strict=True):
         end = start + count
         kv = read_slots(texts.cache, table.long(), 0, end, torch.float64).double()
-        # In tiles, numbers of eight bits are rounded to bfloat16, and so are queries where pairs are multiplied.
+        # In tiles, numbers of eight bits are rounded to bfloat16, and so are queries where pairs are multiplied;
+        # or all are whole numbers, in units of their row's.
         in_tiles = count > 8 and not deterministic
         in_pairs = PAIRS and (in_tiles or not eight_bit)
+        fixed = FIXED and in_tiles
         k, v = (kv.bfloat16().double() if in_tiles else kv).chunk(2, dim=1)
-        queries = q[None, row : row + count]
-        queries = (queries.float() * E**-0.5).bfloat16().double() * E**0.5 if in_pairs else queries
+        queries = q[None, row : row + count].float() * E**-0.5
+        if in_pairs:
+            queries = queries.bfloat16()
+        if fixed:
+            queries, k, v = whole_numbers(queries, 8191), whole_numbers(k, 4095), whole_numbers(v, 4095)
+        queries = queries.double() * E**0.5
         at = torch.arange(start, end)[:, None]
         allowed = visible(count, end, view[1] if view[0] == "sliding" else None, x.device)
         if view[0] == "chunked":
@@ -46,8 +59,8 @@ def check_attention(
         mine = None if bias is None else bias[None, :, :end].double()
         want = attention_reference(queries, k, v, E**-0.5, allowed, cap, mine)[0]
         got = out[row : row + count].view(count, H, E)
-        # Where pairs are multiplied, weights of the values are rounded to bfloat16.
-        most = 2**-8 if in_pairs else 1e-4
+        # Where pairs are multiplied, weights of the values are rounded to bfloat16; or to 13 bits of the largest.
+        most = 2**-8 if in_pairs else 2**-9 if fixed else 1e-4
         assert (got - want).abs().max() <= most * want.abs().max(), (start, count)
         row += count
 

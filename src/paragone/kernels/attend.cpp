@@ -220,5 +220,6 @@ void Attend::many(Run& run, Own& own, int number, long at, long size, long k) co
 
 std::string Attend::describe() const {
     return "attend " + std::to_string(spec_.H) + " x " + std::to_string(spec_.E) + " over " +
-           std::to_string(spec_.K) + (spec_.eight_bit ? ", 8 bits" : ", bf16") + (softcap_ > 0 ? ", softcap" : "") + seen_;
+           std::to_string(spec_.K) + (spec_.eight_bit ? ", 8 bits" : ", bf16") +
+           (best.fixed ? " (whole numbers for many)" : "") + (softcap_ > 0 ? ", softcap" : "") + seen_;
 }

@@ -4,21 +4,19 @@
 // out for a query does not depend on the queries beside it.
 #pragma once
 
-#include "attention.h"
 #include "coming.h"
-#include "rowwise.h"
-#include "slot_tiles.h"
+#include "flash_fixed.h"
+#include "flash_words.h"
 
 namespace PARAGONE_LEVEL {
 
 constexpr long SCORES = TILE_SLOTS + PANEL;  // from row to row: whole kilobytes would share few lines of the cache
-constexpr long ROWS_AT_ONCE = PARAGONE_TILES ? 64 : 48;  // queries whose scores are made at once, and stay near
 
 // What the work on `rows` queries of width E needs, one after the other.
 struct Room {
     Word *queries, *tile, *weights;
     uint16_t* numbers;
-    float *scores, *sums, *largest, *totals;
+    float *scores, *sums, *largest, *totals, *query_units, *weight_units;
 
     static long lay_out(Room* room, uint8_t* from, long rows, long E) {
         long at = 0;
@@ -26,14 +24,16 @@ struct Room {
             pointer = (std::remove_reference_t<decltype(pointer)>)(from + at);
             at += (count * sizeof *pointer + 63) / 64 * 64;
         };
-        take(room->queries, rows * words_of(E));
+        take(room->queries, rows * slot_words(E));
         take(room->tile, tile_words(E));
-        take(room->weights, ROWS_AT_ONCE * words_of(TILE_SLOTS));
+        take(room->weights, ROWS_AT_ONCE * slot_words(TILE_SLOTS));
         take(room->numbers, (TILE_SLOTS + 1) * E);
         take(room->scores, ROWS_AT_ONCE * SCORES);
         take(room->sums, rows * E);
         take(room->largest, rows);
         take(room->totals, rows * W);
+        take(room->query_units, rows);
+        take(room->weight_units, ROWS_AT_ONCE);
         return at;
     }
 };
@@ -90,27 +90,6 @@ static void settle(float* scores, long at, Span all, Span own, Scoring scoring, 
     *largest = top;
 }
 
-// Scores become weights: whole registers of them, from the first to the last that somebody sees. False, and the total as
-// it was, where they are too large to be added up: then `top` was too small.
-static bool weigh(const float* scores, Span all, float top, float* total, Word* weights) {
-    constexpr float MOST = 0x1p60f;  // of a lane; weights are as exact as any others up to there
-    VF added = {};
-    for (long s = all.from; s < all.upto; s += 2 * W) {
-        VF one = weight_of(load(scores + s), splat(top)), other = weight_of(load(scores + s + W), splat(top));
-        if constexpr (PAIRS) {
-            store((uint16_t*)weights + s, one, other);
-        } else {
-            store((float*)weights + s, one);
-            store((float*)weights + s + W, other);
-        }
-        added += one;
-        added += other;
-    }
-    if (!all_below(added, MOST)) return false;
-    store(total, load(total) + added);
-    return true;
-}
-
 // Rows [first, first + rows) of the queries, at most ROWS_AT_ONCE, with a tile of which keys and values are in panels.
 // Others come meanwhile, a little with each row.
 static void attend_block(const Queries& queries, long group, long first, long rows, long at, const Word* tile, long E,
@@ -122,49 +101,46 @@ static void attend_block(const Queries& queries, long group, long first, long ro
         Span own = seen(queries, t, at);
         everything &= own.from == 0 && own.upto == TILE_SLOTS;
         if (own.from >= own.upto) continue;
-        all = {std::min(all.from, own.from / PANEL_ROWS * PANEL_ROWS),
-               std::max(all.upto, (own.upto + PANEL_ROWS - 1) / PANEL_ROWS * PANEL_ROWS)};
+        all = {std::min(all.from, own.from / SLOT_STEP * SLOT_STEP),
+               std::max(all.upto, (own.upto + SLOT_STEP - 1) / SLOT_STEP * SLOT_STEP)};
     }
     if (all.from >= all.upto) return;
-    long words = words_of(E), slot_words = words_of(TILE_SLOTS), from = all.from / NUMBERS;
-    Out products{room.scores, SCORES, nullptr, false};
-    for (long s = all.from; s < all.upto; s += PANEL_ROWS)
-        panels_by_tokens<TILE_PANELS>(tile + s * words, PANEL * words, words, room.queries + first * words, words,
-                                      rows, products, s, PANEL_ROWS);
+    make_scores(tile, E, all.from, all.upto, room.queries + first * slot_words(E), room.query_units + first, rows,
+                room.scores, SCORES);
     for (long i = 0, t = first / group, h = first % group; i < rows; i++) {
         long r = first + i;
         Span own = everything ? all : seen(queries, t, at);
         const float* bias = scoring.bias ? scoring.bias + h * scoring.stride : nullptr;
         float* scores = room.scores + i * SCORES;
-        Word* weights = room.weights + i * slot_words;
+        Word* weights = room.weights + i * slot_words(TILE_SLOTS);
+        auto weigh_all = [&] {
+            return weigh(scores, all.from, all.upto, room.largest[r], tile, E, room.totals + r * W, weights,
+                         room.weight_units + i);
+        };
         coming.fetch_some();
         float *largest = room.largest + r, *total = room.totals + r * W;
         if (own.from < own.upto) {
             // Scores are seldom much larger than those of the tiles before: of a query that sees all of a tile it need
             // not be known then which is largest.
             bool plain = own.from == 0 && own.upto == TILE_SLOTS && scoring.softcap == 0 && !bias;
-            if (!(plain && *largest > -__builtin_inff() && weigh(scores, all, *largest, total, weights))) {
+            if (!(plain && *largest > -__builtin_inff() && weigh_all())) {
                 settle(scores, at, all, own, scoring, bias, largest, total, room.sums + r * E, E);
-                if (!weigh(scores, all, *largest, total, weights)) store(total, splat(__builtin_nanf("")));
+                if (!weigh_all()) store(total, splat(__builtin_nanf("")));
             }
         } else {
-            std::fill(weights + from, weights + all.upto / NUMBERS, 0);
+            std::fill(weights + all.from / SLOT_NUMBERS, weights + all.upto / SLOT_NUMBERS, 0);
+            room.weight_units[i] = 0;
         }
         if (++h < group) continue;
         h = 0;
         t++;
     }
-    Out sums{room.sums + first * E, E, nullptr, true};
-    for (long e = 0; e < E; e += PANEL_ROWS) {
-        auto run = E - e > PANEL ? panels_by_tokens<TILE_PANELS> : panels_by_tokens<1>;
-        run(tile + value_words_at(E) + e * slot_words + from * PANEL, PANEL * slot_words, (all.upto - all.from) / NUMBERS,
-            room.weights + from, slot_words, rows, sums, e, std::min(PANEL_ROWS, E - e), false, nullptr, nullptr);
-    }
+    add_values(tile, E, all.from, all.upto, room.weights, room.weight_units, rows, room.sums + first * E);
 }
 
 static void attend_many(const Queries& queries, long group, const Slots& slots, const SlotTiles& tiles, long E,
                         Scoring scoring, uint8_t* room_at) {
-    long rows = queries.tokens * group, words = words_of(E), lines = tile_words(E) * sizeof(Word) / LINE;
+    long rows = queries.tokens * group, words = slot_words(E), lines = tile_words(E) * sizeof(Word) / LINE;
 #if PARAGONE_TILES
     WholeTiles use;
 #endif
@@ -175,7 +151,8 @@ static void attend_many(const Queries& queries, long group, const Slots& slots, 
         lowest = std::min(lowest, queries.firsts[t]);
         highest = std::max(highest, queries.lasts[t]);
         for (long g = 0; g < group; g++)
-            to_words(queries.q + t * queries.stride + g * E, E, room.queries + (t * group + g) * words);
+            query_words(queries.q + t * queries.stride + g * E, E, room.queries + (t * group + g) * words,
+                        room.query_units + t * group + g);
     }
     std::fill(room.largest, room.largest + rows, -__builtin_inff());
     std::fill(room.totals, room.totals + rows * W, 0.0f);

@@ -17,6 +17,7 @@ using namespace PARAGONE_LEVEL;
 const Kernels PARAGONE_TABLE = {
     PARAGONE_TEXT(PARAGONE_LEVEL),
     PAIRS,
+    FIXED,
     PARAGONE_TILES ? 256 : 128,
     PARAGONE_TILES ? PANEL : 0,
     quantize_inputs,

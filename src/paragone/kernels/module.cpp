@@ -104,6 +104,7 @@ NB_MODULE(_native, m) {
     m.attr("X") = +Run::X;
     m.attr("OUT") = +Run::OUT;
     m.attr("pairs") = best.pairs;
+    m.attr("fixed") = best.fixed;
     m.attr("words_from") = best.packed_words.least_tokens;  // tokens whose codes are multiplied in words
     auto released = nb::call_guard<nb::gil_scoped_release>();
     add_weights(m);

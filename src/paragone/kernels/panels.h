@@ -43,40 +43,6 @@ PARAGONE_INLINE void transpose(VI (&v)[W]) {
     }
 }
 
-// W words of one row from number d on.
-PARAGONE_INLINE VI row_words(const uint16_t* row, long d) {
-#if defined(__AVX512BF16__)
-    return load_words(row + d);
-#else
-    return (VI)load(row + d);
-#endif
-}
-
-// Sixteen rows, `count` of them there, numbers [0, D), as a panel of words_of(D) words.
-static void panel_of_rows(const uint16_t* const* rows, long count, long D, Word* panel) {
-    long words = words_of(D);
-    for (long r = 0; r < PANEL; r += W)
-        for (long j = 0; j < words; j += W) {
-            VI v[W];
-            long d = j * NUMBERS, here = std::min(W, words - j);
-            if (r + W <= count && d + STEP_NUMBERS <= D) {
-#pragma GCC unroll 16
-                for (long i = 0; i < W; i++) v[i] = row_words(rows[r + i], d);
-                transpose(v);
-#pragma GCC unroll 16
-                for (long i = 0; i < W; i++) std::memcpy(panel + (j + i) * PANEL + r, &v[i], sizeof v[i]);
-                continue;
-            }
-            for (long i = 0; i < W; i++) {
-                uint16_t tail[STEP_NUMBERS] = {};
-                if (r + i < count) std::memcpy(tail, rows[r + i] + d, std::min(STEP_NUMBERS, D - d) * 2);
-                v[i] = row_words(tail, 0);
-            }
-            transpose(v);
-            for (long i = 0; i < here; i++) std::memcpy(panel + (j + i) * PANEL + r, &v[i], sizeof v[i]);
-        }
-}
-
 // sum + the products of words, in each lane.
 PARAGONE_INLINE VF multiply_words(VF sum, VI w, VI x) {
 #if defined(__AVX512BF16__)

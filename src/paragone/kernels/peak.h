@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bytes.h"
+#include "fixed.h"
 #include "functions.h"
 #include "tiles.h"
 
@@ -64,24 +65,32 @@ template <int BITS, int WORDS> static long multiply_codes(long rounds) {
     return rounds * CHAINS * 2 * 4 * W;
 }
 
-// The same of weights that are not quantised.
-static long multiply_numbers(long rounds) {
+// The same of numbers that are not quantised: those of weights, or those that prompts' attention is made of.
+template <bool OF_ATTENTION> static long multiply_numbers(long rounds) {
+    constexpr bool WHOLE_NUMBERS = OF_ATTENTION && FIXED;
     volatile int32_t unknown = 0x01010101;
     VI x = unknown - VI{};
     VF sums[FLOAT_CHAINS];
     for (VF& sum : sums) sum = (VF)(unknown - VI{});  // each read anew: equal chains would be made once for all
     for (long r = 0; r < rounds; r++)
 #pragma GCC unroll 12
-        for (int c = 0; c < FLOAT_CHAINS; c++)
+        for (int c = 0; c < FLOAT_CHAINS; c++) {
+#if PARAGONE_FIXED
+            if constexpr (WHOLE_NUMBERS) {
+                sums[c] = (VF)dot_fixed((VI)sums[c], x, x);
+                continue;
+            }
+#endif
 #if defined(__AVX512BF16__)
             sums[c] = dot_pairs(sums[c], x, x);
 #else
             sums[c] = multiply_add(sums[c], (VF)x, (VF)x);
 #endif
+        }
     for (int c = 1; c < FLOAT_CHAINS; c++) sums[0] += sums[c];
     volatile float kept = sums[0][0];
     (void)kept;
-    return rounds * FLOAT_CHAINS * 2 * NUMBERS * W;
+    return rounds * FLOAT_CHAINS * 2 * (WHOLE_NUMBERS ? 2 : NUMBERS) * W;
 }
 
 #if PARAGONE_TILES
@@ -112,10 +121,10 @@ template <bool CODES> static long multiply_in_tiles(long rounds) {
 
 static long multiply(int bits, bool whole_rows, long rounds) {
 #if PARAGONE_TILES
-    return whole_rows ? multiply_in_tiles<true>(rounds) : multiply_in_tiles<false>(rounds);
+    return whole_rows && bits < 16 ? multiply_in_tiles<true>(rounds) : multiply_in_tiles<false>(rounds);
 #endif
     return bits == 4    ? multiply_codes<4, SCALED>(rounds)
-           : bits == 16 ? multiply_numbers(rounds)
+           : bits == 16 ? (whole_rows ? multiply_numbers<true>(rounds) : multiply_numbers<false>(rounds))
            : whole_rows ? multiply_codes<8, WHOLE_ROW>(rounds)
                         : multiply_codes<8, SCALED>(rounds);
 }

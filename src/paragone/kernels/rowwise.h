@@ -113,7 +113,7 @@ static void gated(const float* gate, const float* up, Activation activation, lon
 
 // e^(x - top), to the precision that a word of weights keeps; zero where x is -infinity.
 PARAGONE_INLINE VF weight_of(VF x, VF top) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || PARAGONE_FIXED
     // 2^t as 2^n 2^f, n whole and f in [0, 1): four terms, fitted to the least relative error of 7.5e-5. What would be
     // no normal number is zero; what is not a number stays so.
     constexpr float LOG2 = 1.44269504088896341f;  // of e

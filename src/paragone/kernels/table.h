@@ -120,6 +120,7 @@ enum Activation { SILU, GELU_TANH, GELU };
 struct Kernels {
     const char* name;
     bool pairs;  // words hold two numbers
+    bool fixed;  // attend_many multiplies whole numbers of 16 bits
     long piece;  // rows, about, that a thread works through at once
     long tile_rows;  // of matrix units; 0 where there are none
     void (*quantize_inputs)(const float* x, long D, Quantised* to);
@@ -166,7 +167,7 @@ struct Kernels {
     // E numbers to an eight-bit slot.
     void (*quantize_slot)(const float* x, long E, int8_t* row);
     // Multiplies on registers alone, codes of 4 or 8 bits, of 8 with a scale for 32 or for whole rows, or what products
-    // with bfloat16 are made of (16); returns how many operations.
+    // with bfloat16 are made of (16), or attention of many tokens (16, whole_rows); returns how many operations.
     long (*multiply)(int bits, bool whole_rows, long rounds);
     int32_t (*read_lines)(const uint8_t* from, long bytes);
     // to = e^((x - top) * factor), and their sum.

@@ -38,9 +38,20 @@ constexpr bool PAIRS = false;
 constexpr long PANEL = 16;    // rows of a weight that lie side by side, a lane for each
 constexpr int V = PANEL / W;  // registers that they take
 constexpr long NUMBERS = PAIRS ? 2 : 1;  // of a word
-constexpr long STEP_NUMBERS = NUMBERS * W;
 
 constexpr long words_of(long D) { return (D + NUMBERS - 1) / NUMBERS; }
+
+// Where pairs of bfloat16 are none, but pairs of whole numbers of 16 bits are single instructions, which make twice as
+// many products as floats do, prompts' attention is made of those (flash_fixed.h).
+#if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
+#define PARAGONE_FIXED 1
+#else
+#define PARAGONE_FIXED 0
+#endif
+constexpr bool FIXED = PARAGONE_FIXED;
+constexpr long SLOT_NUMBERS = PAIRS || FIXED ? 2 : 1;  // of a word of keys or values
+
+constexpr long slot_words(long D) { return (D + SLOT_NUMBERS - 1) / SLOT_NUMBERS; }
 
 typedef float VF __attribute__((vector_size(W * 4)));
 typedef int32_t VI __attribute__((vector_size(W * 4)));
@@ -189,7 +200,7 @@ PARAGONE_INLINE VF dot_pairs(VF sum, VI w, VI x) {
 #endif
 }
 
-#if defined(__AVX512BF16__)
+#if PARAGONE_LANES == 16
 // Numbers of 16 bits of a and b in turn, of the first sixteen or of the last.
 PARAGONE_INLINE VI interleave_halves(VI a, VI b, bool last) {
     alignas(64) static constexpr int16_t ORDER[2][32] = {
