@@ -1,5 +1,5 @@
-// Rows of numbers as whole numbers of 16 bits, in units of a row's own, and their products with such rows in panels: pairs
-// of neighbours, a lane for each row of the panel.
+// Rows of numbers as whole numbers of 16 bits, in units of a row's own, and their products with such rows in panels:
+// pairs of neighbours, a lane for each row of the panel.
 //
 // A row's largest number takes 12 bits in panels and 13 beside them, and its sign: a number is then as near as bfloat16
 // has it where it is a thirty-second of the row's largest or more, and the others count for little beside that. Sums are

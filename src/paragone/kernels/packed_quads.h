@@ -115,8 +115,10 @@ static void panels_tile(const Packed& weight, const Panels& panels, long p, cons
     }
 }
 
-constexpr int TILE = W == 16 ? 8 : 4;        // tokens
-constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums as fit into the registers and do not wait for each other
+// Tokens and panels: sums of eight or more do not wait for each other; codes and sums together are more than fit into
+// the registers, but the sums of a half are needed only at its end.
+constexpr int TILE = W == 16 ? 8 : 4;
+constexpr int TILE_WIDTH = W == 16 ? 2 : 1;
 constexpr long LEAST_TO_SPREAD = W == 16 ? 3 * TILE + 1 : LONG_MAX;  // tokens
 
 // Panels [p, p + P) by all M tokens, which pass them in tiles, while the next ones come.
@@ -133,7 +135,8 @@ static void packed_by_tokens(const Packed& w, long p, const Quantised* x, long M
             for (long b = 0; b < blocks; b++)
 #pragma GCC unroll 4
                 for (int q = 0; q < QUARTERS; q++)
-                    room[b * QUARTERS + q].fetch(w, here + b * block_bytes(BITS, MINIMUM, FINE), w.stride, q / 2, q % 2);
+                    room[b * QUARTERS + q].fetch(w, here + b * block_bytes(BITS, MINIMUM, FINE), w.stride, q / 2,
+                                                 q % 2);
             Spread<BITS, MINIMUM, FINE, P> spread{room.data()};
             return tiles_of<TILE>(M, [&]<int COUNT>(long m) {
                 panels_tile<BITS, MINIMUM, FINE, P, COUNT>(w, spread, p, x, m, to, coming);

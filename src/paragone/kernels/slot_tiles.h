@@ -1,5 +1,5 @@
-// Keys and values as the attention of many queries multiplies them: a tile of slots at a time, in panels, keys turned and
-// values with their neighbours.
+// Keys and values as the attention of many queries multiplies them: a tile of slots at a time, in panels, keys turned
+// and values with their neighbours.
 #pragma once
 
 #include "attention.h"
@@ -85,8 +85,8 @@ static void fetch_slots(const Slots& slots, long from, long upto) {
     }
 }
 
-// The first of the two slots that word j of a panel of values holds; the other is its neighbour. Of 32 slots whose weights
-// are packed into words of whole numbers, registers hold four from each half in turn.
+// The first of the two slots that word j of a panel of values holds; the other is its neighbour. Of 32 slots whose
+// weights are packed into words of whole numbers, registers hold four from each half in turn.
 PARAGONE_INLINE constexpr long slot_of(long j) {
     if (!FIXED) return SLOT_NUMBERS * j;
     return j / 16 * 32 + j / 4 % 4 * 4 + j / 2 % 2 * 16 + j % 2 * 2;
