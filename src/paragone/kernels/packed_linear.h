@@ -30,7 +30,9 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
             return codes_by_tiles<BITS, MINIMUM, TILE_ROWS>(w, first, last, x, M, to);
     }
 #endif
-    for (; p + TILE_WIDTH <= last; p += TILE_WIDTH) packed_by_tokens<BITS, MINIMUM, FINE, TILE_WIDTH>(w, p, x, M, to);
+    if (M >= 4)  // measured: two or three wait for memory, which gives one panel after the other sooner
+        for (; p + TILE_WIDTH <= last; p += TILE_WIDTH)
+            packed_by_tokens<BITS, MINIMUM, FINE, TILE_WIDTH>(w, p, x, M, to);
     for (; p < last; p++) packed_by_tokens<BITS, MINIMUM, FINE, 1>(w, p, x, M, to);
 }
 
