@@ -8,8 +8,9 @@
 
 namespace PARAGONE_LEVEL {
 
-// A tile of keys in panels, and behind it one of values; behind each, the units of slots whose numbers are whole ones.
 constexpr float MOST_WEIGHT = 0x1p60f;  // of a lane: weights are as exact as any others up to there
+
+// A tile of keys in panels, and behind it one of values; behind each, the units of slots whose numbers are whole ones.
 constexpr long UNITS = FIXED ? TILE_SLOTS : 0;
 static long key_units_at(long E) { return (TILE_SLOTS * slot_words(E) + 15) / 16 * 16; }
 static long value_words_at(long E) { return key_units_at(E) + UNITS; }

@@ -146,7 +146,8 @@ struct Kernels {
     void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, long D, float* y);
     // y = act(gate) * up, or act(gate) where there is no up.
     void (*gated)(const float* gate, const float* up, Activation, long n, float* y);
-    // Turns `count` heads in place, `stride` apart, by cosines and sines (dim / 2); numbers i and i + dim / 2, or neighbours, are a pair.
+    // Turns `count` heads in place, `stride` apart, by cosines and sines (dim / 2); numbers i and i + dim / 2, or
+    // neighbours, are a pair.
     void (*rotate)(float* x, long count, long stride, const float* cos, const float* sin, long dim, bool neighbours);
     // `group` queries (group, E), already scaled, over slots [first, first + S) of one head: unnormalised sums of
     // values (group, E), the largest score and the sum of exponentials of each query. room: 4 times S to the next
