@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import click
 
-from benchmarks.engine import PAGE, table, write_section
+from benchmarks.engine import PAGE, processor, table, write_section
 from benchmarks.foundation import exported, run
 from benchmarks.large import large
 from benchmarks.peers import interpreter
@@ -195,7 +195,8 @@ def main(turns: int, write: bool) -> None:
     alone = {kind: four_bits.own("prefill512", kind) / 1e12 for kind in ("int4", "int8", "rows", "bf16")}
     here = describe_machine()
     lines = [
-        f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']}; `make bench-kernels`,",
+        f"{here['cpu']}, {here['cores']} cores, kernels {here['kernels']};",
+        f"`python -m benchmarks.cpu_kernels --turns {turns}` (`make bench-kernels` with five turns):",
         f"medians of {turns} turns of seconds, of prompts of 4,096 at most {LONG_TURNS}. SmolLM2-135M where",
         "nothing else is said; int8 is Paragone's own, made of the weights in bfloat16, and stands beside",
         "llama.cpp's Q8_0. Paragone reads a prompt of 4,096 in one step (`max_num_batched_tokens`;",
@@ -215,7 +216,8 @@ def main(turns: int, write: bool) -> None:
         "",
         "As ratios: what is aimed at, what it is, and what a program would have that reads weights and cache",
         "at the rate below while it makes products, attention's as well, at that of registers alone, and",
-        "needs no time for anything else (just before and just after each figure, the better of the two):",
+        "needs no time for anything else (just before and just after each figure, the better of the two;",
+        "a figure above it was measured while the machine gave more):",
         "",
         *table(["", "aimed at", "measured", "the most"], limits),
         "",
@@ -239,7 +241,7 @@ def main(turns: int, write: bool) -> None:
     ]
     print("\n".join(lines))
     if write:
-        write_section(PAGE, f"The kernels beside llama.cpp ({here['kernels']})", lines)
+        write_section(PAGE, f"The kernels beside llama.cpp ({here['kernels']}, {processor()})", lines)
     print(json.dumps(line))
 
 

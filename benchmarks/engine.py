@@ -9,6 +9,7 @@ cost, measured against itself. With --write the tables become docs/performance.m
 """
 
 import json
+import platform
 import sys
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,15 @@ def throughput(engines: dict[str, tuple[Path | str, str]], rounds: int) -> dict[
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """Lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def processor() -> str:
+    """Vendor and family: by these cores are known where a virtual machine does not name them."""
+    info = Path("/proc/cpuinfo")
+    lines = [line.partition(":") for line in info.read_text().splitlines()] if info.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in lines}
+    vendor = fields.get("vendor_id", platform.machine()).removeprefix("Genuine").removeprefix("Authentic")
+    return f"{vendor} family {fields['cpu family']}" if "cpu family" in fields else vendor
 
 
 def write_section(page: Path, title: str, lines: list[str]) -> None:

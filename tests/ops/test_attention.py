@@ -170,6 +170,20 @@ def test_heads(heads, norm, neighbours):
             row += count
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_so_in_eight_bits(number):
+    """A key or a value that has overflowed is not taken for another one later."""
+    H, K, E = 2, 1, 64
+    texts = Texts([(0, 3)], K, E, eight_bit=True)
+    x = torch.randn(3, (H + 2 * K) * E)
+    x[1, -1] = number  # of the second token's value
+    texts.run([native.Heads(heads_spec((H, K, E), texts.cache))], x, x)
+    keys, values = read_slots(texts.cache, texts.tables[0].long(), 0, 3, torch.float32)[0]
+    assert keys.isfinite().all()
+    assert values[[0, 2]].isfinite().all()
+    assert not values[1, -1].isfinite()
+
+
 def test_eight_bit_rows_hold_what_they_can():
     x = torch.randn(50, 3, 64) * torch.logspace(-8, 8, 50)[:, None, None]
     x[0] = 0.0

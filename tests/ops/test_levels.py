@@ -12,7 +12,7 @@ from paragone import kernels
 LEVELS = "base", "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_in_software", "amx"
 FILES = [
     str(Path(__file__).with_name(f"test_{name}.py"))
-    for name in ("products", "hadamard", "attention", "rowwise")
+    for name in ("products", "hadamard", "attention", "rowwise", "feed_forward")
 ]
 
 

@@ -156,9 +156,14 @@ static void attend(const float* q, long group, const Slots& slots, long first, l
 
 // One head's keys or values of a token in eight bits: codes, and behind them the scale.
 static void quantize_slot(const float* x, long E, int8_t* row) {
-    float most = 0;
-    for (long e = 0; e < E; e++) most = std::max(most, std::fabs(x[e]));
-    uint16_t scale = narrow(most / 127.0f);
+    // Sizes compare as whole numbers do, and what is not a number is the largest: the scale is then none, either.
+    uint32_t most = 0;
+    for (long e = 0; e < E; e++) {
+        uint32_t size;
+        std::memcpy(&size, x + e, sizeof size);
+        most = std::max(most, size & 0x7fffffff);
+    }
+    uint16_t scale = narrow(as_float((int32_t)most) / 127.0f);
     float inverse = scale ? 1.0f / widen(scale) : 0.0f;
     for (long e = 0; e < E; e++)
         row[e] = (int8_t)std::max(-127.0f, std::min(127.0f, std::nearbyint(x[e] * inverse)));

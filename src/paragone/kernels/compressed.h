@@ -165,8 +165,8 @@ static void panel_of_blocks(const Compressed& weight, long p, long from, long de
     }
 }
 
-// Panels [first, last) of the weight by M tokens, words_of(D to the next 8) words each. `alike`: sums are made as for
-// one token, for which matrix units are not used. room: compressed_room(D) words.
+// Panels [first, last) of the weight by M tokens, in words of D to the next 8. `alike`: sums are made as for one
+// token, for which matrix units are not used. room: compressed_room(D) words.
 static void compressed_linear(const Compressed& weight, long first, long last, const Word* x, long M, bool alike,
                               const Out& to, Word* room) {
     long blocks = compressed::blocks_of(weight.D), stride = blocks * WORDS_OF_BLOCK;

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr long MOST_ROWS = 31;  // measured: 32 are two whole tiles for each of two threads
+constexpr long MOST_ROWS = 31;  // measured: 32 are a whole tile for each of two threads
 constexpr long SLICE = 64;      // inputs of packed weights that lie together
 
 // Inner outputs [begin, end) of a member.

@@ -84,9 +84,11 @@ static void settle(float* scores, long at, Span all, Span own, Scoring scoring, 
         }
     float top = largest_of(larger(tops[0], tops[1]));
     if (!(top > *largest)) return;
-    VF share = exp(splat(*largest - top));
-    store(total, load(total) * share);
-    for (long e = 0; e < E; e++) sums[e] *= share[0];
+    if (*largest > -__builtin_inff()) {  // else they are zero
+        VF share = exp(splat(*largest - top));
+        store(total, load(total) * share);
+        for (long e = 0; e < E; e++) sums[e] *= share[0];
+    }
     *largest = top;
 }
 

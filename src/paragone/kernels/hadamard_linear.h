@@ -30,7 +30,6 @@ template <int P> struct Panels {
     long first, count;
     VF scales[P * V];
 
-    Panels() = default;
     PARAGONE_MEMBER Panels(const Hadamard& w, long p)
         : codes(w.panels + p * hadamard::panel_bytes(w.D) + hadamard::LINE), stride(hadamard::panel_bytes(w.D)),
           first(p * PANEL), count(std::min(P * PANEL, w.rows - first)) {
@@ -61,32 +60,36 @@ PARAGONE_INLINE void hadamard_tile(const Panels<P>& panels, long runs, const uin
     share_addresses<M>(x + m * stride, stride, at);
     VI sums[CHAINS][M][P * V] = {};
     for (long run = 0; run < runs; run++, panel += hadamard::RUN_BYTES) {
+        for (int first = 0; first < 16; first += 4) {
+            coming.fetch_some();  // a few at a time: memory takes only so many wishes
+            // Unrolled as a whole: sums whose chain is not known beforehand would be in memory.
 #pragma GCC unroll 4
-        for (int quad = 0; quad < 16; quad++) {
-            if (quad % 4 == 0) coming.fetch_some();  // a few at a time: memory takes only so many wishes
-            VI codes[P * V], own[P * V];
-#pragma GCC unroll 4
-            for (int q = 0; q < P * V; q++) {
-                codes[q] = load_words(panel + q / V * panels.stride + quad * 64 + q % V * W * 4);
-#if PARAGONE_LANES > 4
-                if constexpr (BY_SIZES) {
-                    own[q] = codes[q] ^ 0x80808080;
-                    codes[q] = sizes_of_bytes(own[q]);
-                }
-#endif
-            }
-#pragma GCC unroll 12
-            for (int i = 0; i < M; i++) {
-                VI four = splat_word(shared_address(at, i, stride) + quad * 4);
+            for (int i = 0; i < 4; i++) {
+                const int quad = first + i, chain = i % CHAINS;
+                VI codes[P * V], own[P * V];
 #pragma GCC unroll 4
                 for (int q = 0; q < P * V; q++) {
-                    VI& sum = sums[quad % CHAINS][i][q];
+                    codes[q] = load_words(panel + q / V * panels.stride + quad * 64 + q % V * W * 4);
 #if PARAGONE_LANES > 4
-                    if constexpr (BY_SIZES)
-                        sum = in_turn(sum + dot_halves(dot_bytes(codes[q], with_signs(four, own[q])), 1 - VT{}));
-                    else
+                    if constexpr (BY_SIZES) {
+                        own[q] = codes[q] ^ 0x80808080;
+                        codes[q] = sizes_of_bytes(own[q]);
+                    }
 #endif
-                        sum = dot_quads(sum, codes[q], four);
+                }
+#pragma GCC unroll 12
+                for (int t = 0; t < M; t++) {
+                    VI four = splat_word(shared_address(at, t, stride) + quad * 4);
+#pragma GCC unroll 4
+                    for (int q = 0; q < P * V; q++) {
+                        VI& sum = sums[chain][t][q];
+#if PARAGONE_LANES > 4
+                        if constexpr (BY_SIZES)
+                            sum = in_turn(sum + dot_halves(dot_bytes(codes[q], with_signs(four, own[q])), 1 - VT{}));
+                        else
+#endif
+                            sum = dot_quads(sum, codes[q], four);
+                    }
                 }
             }
         }
@@ -122,7 +125,7 @@ static void hadamard_linear(const Hadamard& w, long first, long last, const uint
         const uint8_t* next = w.panels + (p + P) * bytes;
         long times = 4 * shares * runs;
         Coming coming{next, std::min(next + P * bytes, end), (P * bytes / LINE + times - 1) / times, shares > 2};
-        if (M == 1) coming = {SINGLE_AHEAD ? panels.codes + SINGLE_AHEAD : end, end, 4 * P};  // as they lie
+        if (M == 1) coming = {ahead_of(panels.codes, end, single_ahead(false)), end, 4 * P};  // as they lie
         tiles_of<SIDE>(M, [&]<int COUNT>(long m) { hadamard_tile<P, COUNT>(panels, runs, x, m, to, coming); });
     };
     long p = first;

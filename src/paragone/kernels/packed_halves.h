@@ -1,4 +1,5 @@
-// Products of packed weights with few registers: a quad of each row at a time passes all tokens of a tile.
+// Products of packed weights with few registers, or without VNNI: a quad of each row at a time passes all tokens of a
+// tile.
 //
 // AVX2 is here with VNNI, too, which adds four products of bytes up (QUADS), for it has as few registers as without.
 // Before VNNI, instructions add two products of bytes up in 16 bits, and saturate. Of codes of four bits 16 products of
@@ -94,19 +95,10 @@ static void panels_tile(const Packed& weight, long p, const Quantised* x, long m
 constexpr int TILE = 4;                      // tokens
 constexpr int TILE_WIDTH = W == 16 ? 2 : 1;  // panels: as many sums as fit into the registers
 
-// Panels [p, p + P) by all M tokens, which pass them in tiles, while the next ones come.
+// Panels [p, p + P) by all M tokens, which pass them in tiles.
 template <int BITS, bool MINIMUM, bool FINE, int P>
-static void packed_by_tokens(const Packed& w, long p, const Quantised* x, long M, const Out& to) {
-    long blocks = (w.D + BLOCK - 1) / BLOCK, steps = (M + TILE - 1) / TILE * blocks;
-    const uint8_t* from = w.panels + (p + P) * w.stride;
-    Coming coming{from, from + P * w.stride, (P * w.stride / LINE + steps - 1) / steps};
+static void pass_panels(const Packed& w, long p, const Quantised* x, long M, const Out& to, Coming& coming) {
     tiles_of<TILE>(M, [&]<int COUNT>(long m) { panels_tile<BITS, MINIMUM, FINE, P, COUNT>(w, p, x, m, to, coming); });
-}
-
-// A panel by one token: they are read one after the other.
-template <int BITS, bool MINIMUM, bool FINE>
-static void packed_by_token(const Packed& w, long p, const Quantised* x, const Out& to, Coming& coming) {
-    panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, p, x, 0, to, coming);
 }
 
 }  // namespace PARAGONE_LEVEL

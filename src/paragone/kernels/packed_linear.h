@@ -11,6 +11,15 @@
 
 namespace PARAGONE_LEVEL {
 
+// Panels [p, p + P) by all M tokens, while the next ones come.
+template <int BITS, bool MINIMUM, bool FINE, int P>
+static void packed_by_tokens(const Packed& w, long p, const Quantised* x, long M, const Out& to) {
+    long steps = (M + TILE - 1) / TILE * ((w.D + BLOCK - 1) / BLOCK);
+    const uint8_t* from = w.panels + (p + P) * w.stride;
+    Coming coming{from, from + P * w.stride, (P * w.stride / LINE + steps - 1) / steps};
+    pass_panels<BITS, MINIMUM, FINE, P>(w, p, x, M, to, coming);
+}
+
 template <int BITS, bool MINIMUM, bool FINE>
 static void panels_times(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
     constexpr long LINES = block_bytes(BITS, MINIMUM, FINE) / LINE;  // of a block of one panel
@@ -18,8 +27,9 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
     if (M == 1) {
         // Panels lie as they are read.
         const uint8_t *from = w.panels + p * w.stride, *end = w.panels + last * w.stride;
-        Coming coming{SINGLE_AHEAD ? from + SINGLE_AHEAD : end, end, LINES};
-        for (; p < last; p++) packed_by_token<BITS, MINIMUM, FINE>(w, p, x, to, coming);
+        constexpr bool slow = MINIMUM || FINE || (stored(BITS) > 4 && stored(BITS) < 8);
+        Coming coming{ahead_of(from, end, single_ahead(slow)), end, LINES};
+        for (; p < last; p++) pass_panels<BITS, MINIMUM, FINE, 1>(w, p, x, 1, to, coming);
         return;
     }
 #if PARAGONE_TILES

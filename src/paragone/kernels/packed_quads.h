@@ -1,7 +1,7 @@
 // Products of packed weights where one instruction multiplies four bytes in each lane and adds them up.
 //
 // Few tokens are multiplied with codes as they lie. Of more, what a few panels hold is first spread out, once for all
-// tokens: bringing codes to bytes takes a third as long as multiplying them by four tokens does.
+// tokens, where bringing codes to bytes takes time from products.
 #pragma once
 
 #include <climits>
@@ -119,17 +119,22 @@ static void panels_tile(const Packed& weight, const Panels& panels, long p, cons
 // the registers, but the sums of a half are needed only at its end.
 constexpr int TILE = W == 16 ? 8 : 4;
 constexpr int TILE_WIDTH = W == 16 ? 2 : 1;
-constexpr long LEAST_TO_SPREAD = W == 16 ? 3 * TILE + 1 : LONG_MAX;  // tokens
 
-// Panels [p, p + P) by all M tokens, which pass them in tiles, while the next ones come.
+// How many tokens take codes spread out. AMD's cores shift and mask beside products, Intel's in their place.
+template <int BITS>
+constexpr long LEAST_TO_SPREAD = W < 16 || stored(BITS) == 8 ? LONG_MAX
+                                 : PARAGONE_TILES || !PAIRS  ? 3 * TILE + 1
+                                 : stored(BITS) == 4         ? LONG_MAX
+                                                             : 6 * TILE;
+
+// Panels [p, p + P) by all M tokens, which pass them in tiles.
 template <int BITS, bool MINIMUM, bool FINE, int P>
-static void packed_by_tokens(const Packed& w, long p, const Quantised* x, long M, const Out& to) {
-    long blocks = (w.D + BLOCK - 1) / BLOCK, steps = (M + TILE - 1) / TILE * blocks;
-    const uint8_t *here = w.panels + p * w.stride, *from = here + P * w.stride;
-    Coming coming{from, from + P * w.stride, (P * w.stride / LINE + steps - 1) / steps};
+static void pass_panels(const Packed& w, long p, const Quantised* x, long M, const Out& to, Coming& coming) {
+    const uint8_t* here = w.panels + p * w.stride;
     AsTheyLie<BITS, MINIMUM, FINE, P> panels{w, here, w.stride};
-    if constexpr (P == TILE_WIDTH && stored(BITS) < 8)
-        if (M >= LEAST_TO_SPREAD) {
+    if constexpr (P == TILE_WIDTH && LEAST_TO_SPREAD<BITS> < LONG_MAX)
+        if (M >= LEAST_TO_SPREAD<BITS>) {
+            long blocks = (w.D + BLOCK - 1) / BLOCK;
             static thread_local std::vector<Quarter<BITS, MINIMUM, FINE, P>> room;
             if ((long)room.size() < blocks * QUARTERS) room.resize(blocks * QUARTERS);
             for (long b = 0; b < blocks; b++)
@@ -145,13 +150,6 @@ static void packed_by_tokens(const Packed& w, long p, const Quantised* x, long M
     tiles_of<TILE>(M, [&]<int COUNT>(long m) {
         panels_tile<BITS, MINIMUM, FINE, P, COUNT>(w, panels, p, x, m, to, coming);
     });
-}
-
-// A panel by one token: they are read one after the other.
-template <int BITS, bool MINIMUM, bool FINE>
-static void packed_by_token(const Packed& w, long p, const Quantised* x, const Out& to, Coming& coming) {
-    AsTheyLie<BITS, MINIMUM, FINE, 1> panel{w, w.panels + p * w.stride, w.stride};
-    panels_tile<BITS, MINIMUM, FINE, 1, 1>(w, panel, p, x, 0, to, coming);
 }
 
 }  // namespace PARAGONE_LEVEL

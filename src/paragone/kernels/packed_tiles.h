@@ -18,12 +18,13 @@ constexpr long LEAST_OF_TILE = 7, LEAST_OF_TILES = 11;  // tokens, of half a til
 // Panels by a tile of tokens, or half of one: sums that are those of panels_tile, to the bit.
 template <int BITS, bool MINIMUM, int ROWS> class CodeTiles {
     static constexpr long SIZE = block_bytes(BITS, MINIMUM, false), AHEAD_OF_READING = 6144, RING = 4;
-    // Half a tile of tokens is one product: their first 32 inputs of a block above the last 32, and zeros beside both.
-    static constexpr bool STACKED = ROWS == TILE_ROWS / 2;
     // Four bits stay in the upper half of a byte: 16 times what they stand for.
-    static constexpr bool UPPER = BITS == 4;
+    static constexpr bool RAISED = BITS == 4;
 
   public:
+    // Half a tile of tokens is one product: their first 32 inputs of a block above the last 32, and zeros beside both.
+    static constexpr bool STACKED = ROWS == TILE_ROWS / 2;
+
     // The first `there` of the tokens are there.
     CodeTiles(const Packed& weight, const Quantised* x, long there)
         : weight_(weight), blocks_((weight.D + BLOCK - 1) / BLOCK), x_(x), scales_(blocks_ * 2 * ROWS),
@@ -81,7 +82,7 @@ template <int BITS, bool MINIMUM, int ROWS> class CodeTiles {
     // Codes less their center, as tiles take them.
     PARAGONE_MEMBER void unpack(const uint8_t* block, uint8_t (&codes)[16][64]) const {
         for (long line = 0; line < SIZE; line += LINE) __builtin_prefetch(block + AHEAD_OF_READING + line, 0, 2);
-        if constexpr (UPPER) {
+        if constexpr (RAISED) {
             constexpr int AND_XOR = 0x6a;  // (a & b) ^ c
             const __m512i upper = _mm512_set1_epi8((char)0xf0), center = _mm512_set1_epi8((char)(MINIMUM ? 0 : 0x80));
 #pragma GCC unroll 8
@@ -105,7 +106,7 @@ template <int BITS, bool MINIMUM, int ROWS> class CodeTiles {
     }
 
 #define PARAGONE_DOT(sums, a, b) \
-    if constexpr (UPPER && MINIMUM) TILE_DOT_QUADS(sums, a, b); \
+    if constexpr (RAISED && MINIMUM) TILE_DOT_QUADS(sums, a, b); \
     else TILE_DOT_SIGNED(sums, a, b)
     PARAGONE_MEMBER void multiply(long b, long turn, Whole& whole) const {
         const uint8_t(&codes)[16][64] = codes_[turn % RING];
@@ -147,7 +148,7 @@ template <int BITS, bool MINIMUM, int ROWS> class CodeTiles {
             const uint16_t* at = (const uint16_t*)(block + BLOCK * PANEL * stored(BITS) / 8) + half * PANEL;
             VF scales = load_half(at), minima{};
             if constexpr (MINIMUM) minima = load_half(at + 2 * PANEL);
-            if constexpr (UPPER) scales *= 0x1p-4f;
+            if constexpr (RAISED) scales *= 0x1p-4f;
             const float* mine = scales_.data() + (b * 2 + half) * ROWS;
             const float* totals = MINIMUM ? totals_.data() + (b * 2 + half) * ROWS : nullptr;
 #pragma GCC unroll 16
@@ -172,10 +173,10 @@ template <int BITS, bool MINIMUM, int ROWS>
 static void codes_by_tiles(const Packed& w, long first, long last, const Quantised* x, long M, const Out& to) {
     long rows = std::min<long>(M, ROWS), blocks = (w.D + BLOCK - 1) / BLOCK;
     TileShapes shapes;
-    constexpr bool WHOLE = ROWS < TILE_ROWS;
-    for (int tile : {0, 1}) shapes.set(tile, WHOLE ? TILE_ROWS : rows, 64);
-    for (int tile : {4, 5}) shapes.set(tile, WHOLE ? TILE_ROWS : rows, WHOLE ? 64 : BLOCK / 2);
-    for (int tile : {6, 7}) shapes.set(tile, WHOLE ? TILE_ROWS : BLOCK / 8, 64);
+    constexpr bool STACKED = CodeTiles<BITS, MINIMUM, ROWS>::STACKED;
+    for (int tile : {0, 1}) shapes.set(tile, STACKED ? TILE_ROWS : rows, 64);
+    for (int tile : {4, 5}) shapes.set(tile, STACKED ? TILE_ROWS : rows, STACKED ? 64 : BLOCK / 2);
+    for (int tile : {6, 7}) shapes.set(tile, STACKED ? TILE_ROWS : BLOCK / 8, 64);
     TileUse use(shapes);
     for (long done = 0, m; done < M; done = m + rows) {
         m = std::min(done, M - rows);  // the last ones may be tokens once more

@@ -12,7 +12,7 @@ namespace PARAGONE_LEVEL {
 
 constexpr int TILE_PANELS = 2;  // that are made at once
 constexpr int TOGETHER = W == 8 ? 1 : 2;  // panels and tokens of one tile: as many sums as fit into the registers
-constexpr int TILE_TOKENS = PARAGONE_TILES ? 32 : W == 16 ? 8 : W == 8 ? 6 : 1;
+constexpr int TILE_TOKENS = W == 16 ? 8 : W == 8 ? 6 : 1;
 constexpr long DEPTH = W == 16 ? 1024 : 256;  // words of a panel that stay in a near cache
 constexpr long PANEL_ROWS = TILE_PANELS * PANEL;
 
@@ -98,7 +98,7 @@ static void panels_by_tokens(const Word* panels, long stride, long words, const 
         long m = 0;
         for (; m + TILE_TOKENS <= M; m += TILE_TOKENS) some.template operator()<TILE_TOKENS>(m);
         if constexpr (TILE_TOKENS > 4)
-            if (m + 4 <= M) {
+            if (m + 4 <= M) {  // fewer than twice that are left
                 some.template operator()<4>(m);
                 m += 4;
             }

@@ -37,7 +37,7 @@ void Plan::lay_out(Step& step) const {
     }
     for (size_t number = 0; !step.parts.empty() && number < views_.size(); number++) {
         const Reach& own = views_[number];
-        Pool pool{own.view, own.reach, {}, 0, {}, {}, {}, {}};
+        Pool pool;
         for (const Part& part : step.parts) pool.width = std::max(pool.width, (long)part.tables[number].size());
         for (const Part& part : step.parts) {
             const std::vector<int32_t>& table = part.tables[number];
@@ -223,6 +223,7 @@ void Plan::run_pieces(Step& step, std::vector<Piece>& pieces, bool apart, int th
             for (long piece; (piece = (long)pieces.size() - 1 - team.next()) >= 0;) {
                 Run run = view(pieces[piece].step, room, room.alone, 1, &pieces[piece]);
                 if (begins[first]) run.tiles = &tiles_;
+                room.alone.barrier();  // counts tasks anew: a piece that has thrown has left some
                 work(run, member, first, last);
             }
             team.barrier();

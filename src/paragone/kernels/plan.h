@@ -51,10 +51,8 @@ struct AllTiles {
 
 // A step's side of one pool of blocks.
 struct Pool {
-    View view;
-    long reach;
     std::vector<int32_t> tables;  // (parts, width): the blocks of each part
-    long width;
+    long width = 0;
     std::vector<int64_t> slots;          // of each token, the one that it goes to
     std::vector<int32_t> firsts, lasts;  // and those that it sees
     std::vector<int64_t> runs;  // of slots, that the single tokens before each see; behind the last, that all see

@@ -93,7 +93,7 @@ PARAGONE_INLINE constexpr long slot_of(long j) {
     return j / 16 * 32 + j / 4 % 4 * 4 + j / 2 % 2 * 16 + j % 2 * 2;
 }
 
-// Slots [at, at + count) of the values as panels of E rows: words of neighbouring slots where words hold pairs.
+// The values of `count` slots as panels of E rows: words of neighbouring slots where words hold pairs.
 static void value_panels(const uint16_t* const* rows, long count, long E, Word* panels) {
     long words = slot_words(TILE_SLOTS), first = 0;
 #if PARAGONE_LANES == 16

@@ -137,8 +137,8 @@ struct Kernels {
         void (*linear)(const Packed&, long first, long last, const Word* x, long M, const Out& to, Word* room);
     } packed_words;
     void (*hadamard_linear)(const Hadamard&, long first, long last, const uint8_t* x, long M, const Out& to);
-    // Panels [first, last) by M tokens of words_of(D to the next 8) words each. `alike`: what comes out for a token is
-    // the same to the bit for any M. room: compressed_room(D) words.
+    // Panels [first, last) by M tokens, in words of D to the next 8. `alike`: what comes out for a token is the same to
+    // the bit for any M. room: compressed_room(D) words.
     void (*compressed_linear)(const Compressed&, long first, long last, const Word* x, long M, bool alike,
                               const Out& to, Word* room);
     long (*compressed_room)(long D);

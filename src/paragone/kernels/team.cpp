@@ -183,7 +183,7 @@ void Team::barrier() {
         count_anew();
         return;
     }
-    uint32_t phase = phase_.load(std::memory_order_relaxed);
+    uint32_t phase = phase_.load(std::memory_order_acquire);  // who sees that of a member that threw sees that it did
     if (broken_.load(std::memory_order_relaxed)) throw Stopped{};
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
         arrived_.store(0, std::memory_order_relaxed);

@@ -209,8 +209,8 @@ static void fill_up(const Word* from, long stride, long rows, long words, Word (
         std::memcpy(to[r], from + r * stride, std::min(words, 16L) * sizeof(Word));
 }
 
-// Rows [first, first + count) of the outputs, P panels of words in pairs, by M tokens, with WholeTiles, while [next, end)
-// comes nearer. Whole tiles are summed up where the outputs are.
+// Rows [first, first + count) of the outputs, P panels of words in pairs, by M tokens, with WholeTiles. Whole tiles
+// are summed up where the outputs are.
 template <int P>
 static void tiles_by_tokens(const Word* panels, long panel_stride, long words, const Word* x, long x_stride, long M,
                             const Out& to, long first, long count, Coming coming) {

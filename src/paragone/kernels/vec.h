@@ -39,8 +39,6 @@ constexpr long PANEL = 16;    // rows of a weight that lie side by side, a lane 
 constexpr int V = PANEL / W;  // registers that they take
 constexpr long NUMBERS = PAIRS ? 2 : 1;  // of a word
 
-constexpr long words_of(long D) { return (D + NUMBERS - 1) / NUMBERS; }
-
 // Where pairs of bfloat16 are none, but pairs of whole numbers of 16 bits are single instructions, which make twice as
 // many products as floats do, prompts' attention is made of those (flash_fixed.h).
 #if defined(__AVX512VNNI__) && !defined(__AVX512BF16__)
