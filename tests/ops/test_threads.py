@@ -76,6 +76,19 @@ def places():
     return [os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()]
 
 
+@pytest.mark.parametrize("wanted", ["0", "1"])
+def test_a_number_that_is_given_leaves_pinning_to_the_environment(fresh, wanted):
+    fresh.setenv("PARAGONE_PIN", wanted)
+    before = torch.get_num_threads()
+    try:
+        module.set_threads(2)
+        assert module.pinned() == (wanted == "1")
+        assert module.threads() == 2
+    finally:
+        module._pin(False)
+        torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are placed on Linux only")
 def test_threads_have_processors_of_their_own_where_that_is_wanted(fresh):
     fresh.setenv("PARAGONE_THREADS", "2")

@@ -33,8 +33,10 @@ _pinned = False
 
 
 def set_threads(count: int) -> None:
-    """For PyTorch and the kernels, from now on."""
+    """For PyTorch and the kernels, from now on. They are pinned only where PARAGONE_PIN asks for it."""
     global _chosen  # noqa: PLW0603 -- one process, one team
+    if _chosen is None and native is not None:
+        _pin(bool(_number("PARAGONE_PIN", 0, 1)))
     torch.set_num_threads(count)
     _chosen = count
 
