@@ -185,7 +185,8 @@ def test_told_twice(quick):
 def test_a_stream_whose_time_is_over(quick):
     """What has come stays, an error says why it ends, and it does not look complete."""
     server = quick("--max-num-seqs", "2")
-    found = server.complete(stream=True, n=16, max_tokens=480, ignore_eos=True, timeout=0.5)
+    many = ["A story: "] * 8  # with 16 answers each: more than any machine gives in that time
+    found = server.complete(many, stream=True, n=16, max_tokens=480, ignore_eos=True, timeout=0.5)
     assert found.status == 200
     assert found.events[0]["choices"]
     assert found.events[-1]["error"]["code"] == "timeout"

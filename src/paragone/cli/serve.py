@@ -79,7 +79,9 @@ def command(models: tuple[str, ...], **options: Any) -> int:
     Without --keys only this machine can ask.
     """  # fmt: skip
     if options["print_limits"]:
-        click.echo(_server().print_limits())
+        from paragone.serve.config import print_limits
+
+        click.echo(print_limits())
         return 0
     from paragone.serve.process import ForkServer
 
@@ -100,10 +102,12 @@ def _server() -> Any:
 
 def _serve(models: tuple[str, ...], options: dict[str, Any], forks: "ForkServer") -> int:
     """Serves until it is told to stop; the exit code."""
+    from paragone.serve.config import ServeConfig, served_models
+
     server = _server()
     certificate, key = _certificate(options)
     found = [_find(text) for text in models] or _all_here()
-    config = server.ServeConfig(
+    config = ServeConfig(
         host=options["host"],
         port=options["port"],
         keys=options["keys"],
@@ -123,8 +127,7 @@ def _serve(models: tuple[str, ...], options: dict[str, Any], forks: "ForkServer"
     )
     note_kernels()
     engine = asdict(engine_config(options))
-    served = server.served_models(found)
-    return int(server.Service(config, served, engine, forks).run())
+    return int(server.Service(config, served_models(found), engine, forks).run())
 
 
 def _find(text: str) -> Any:

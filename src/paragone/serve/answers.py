@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from paragone.serve.asking import Asked, tokenizer_of
+from paragone.serve.asking import Asked
+from paragone.serve.encoding import tokenizer_of
 from paragone.serve.messages import Delta, Logprob
 from paragone.serve.tool_calls import Called, Said, ToolParser
 from paragone.text.tokenizer import Tokenizer

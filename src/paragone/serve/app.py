@@ -4,7 +4,6 @@ wrong."""
 import asyncio
 import base64
 import binascii
-import ipaddress
 import time
 import traceback
 from typing import Any
@@ -13,6 +12,7 @@ import msgspec
 
 from paragone.errors import ParagoneError
 from paragone.serve.call import Call, Receive, Scope, Send
+from paragone.serve.config import is_loopback
 from paragone.serve.errors import ApiError, error_of
 from paragone.serve.keys import Key
 from paragone.serve.routes import Handler, find
@@ -129,7 +129,7 @@ class App:
             return
         host = (call.header("host") or "").rpartition("@")[2]
         name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
-        if name.strip("[]").lower() not in self.state.hosts and not _is_loopback(name.strip("[]")):
+        if name.strip("[]").lower() not in self.state.hosts and not is_loopback(name.strip("[]")):
             raise ApiError(403, "host_not_allowed", "this server has no keys and answers to local names only")
 
     def _cors(self, call: Call) -> dict[str, str]:
@@ -154,10 +154,3 @@ class App:
             "request", level="debug" if quiet else "info", id=call.id, method=call.method[:16],
             status=call.status, ms=ms, key=key, **noted,
         )  # fmt: skip
-
-
-def _is_loopback(name: str) -> bool:
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -8,8 +8,8 @@ import msgspec
 
 from paragone import __version__
 from paragone.serve.answers import token_text
-from paragone.serve.asking import encode_messages, encode_text, render_messages, tokenizer_of
 from paragone.serve.call import Call
+from paragone.serve.encoding import encode_messages, encode_text, render_messages, tokenizer_of
 from paragone.serve.errors import ApiError
 from paragone.serve.metrics import resident_bytes
 from paragone.serve.models import ServedModel
