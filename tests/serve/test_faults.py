@@ -238,6 +238,7 @@ def test_what_is_missing_is_named(monkeypatch, capfd):
     monkeypatch.delitem(sys.modules, "paragone.serve.server", raising=False)
     assert run(["serve", "tiny"]) == 78
     assert "uvicorn is not installed: pip install 'paragone[serve]'" in capfd.readouterr().err
+    assert run(["serve", "--print-limits"]) == 0  # which needs nothing of it
 
 
 def test_limits_are_printed(capfd):

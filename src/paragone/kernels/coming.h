@@ -7,18 +7,13 @@ namespace PARAGONE_LEVEL {
 
 constexpr long LINE = 64;  // bytes that memory gives at a time
 
-// How far ahead a single token's weights are asked for, in bytes; `slow`: a line takes many instructions. Where it is 0,
-// the processor fetches them by itself, faster than it can be told to: AMD's with wide registers, unless the lines are
-// slow, for then it does not see the next in time. Intel's with AVX-512, whether with tiles or with what stands in for
-// pairs of bfloat16, read at half to three quarters of the rate by themselves.
-constexpr long single_ahead(bool slow) {
-    if (W < 16) return 1024;
-    return PARAGONE_TILES || !PAIRS || slow ? 6144 : 0;
-}
-
-// Of weights from `from` on.
-PARAGONE_INLINE const uint8_t* ahead_of(const uint8_t* from, const uint8_t* end, long ahead) {
-    return ahead ? from + ahead : end;
+// From where a single token's weights are asked for while those at `from` are read; `slow`: a line takes many
+// instructions. At `end` where the processor fetches them by itself, faster than it can be told to: AMD's with wide
+// registers, unless lines are slow, for then it does not see the next in time. Intel's with AVX-512, whether with tiles
+// or with what stands in for pairs of bfloat16, read at half to three quarters of the rate by themselves.
+PARAGONE_INLINE const uint8_t* ahead_of(const uint8_t* from, const uint8_t* end, bool slow) {
+    if (W < 16) return from + 1024;
+    return PARAGONE_TILES || !PAIRS || slow ? from + 6144 : end;
 }
 
 // What is fetched while other things are multiplied: so many lines for every block of them, up to an end.

@@ -125,7 +125,7 @@ static void hadamard_linear(const Hadamard& w, long first, long last, const uint
         const uint8_t* next = w.panels + (p + P) * bytes;
         long times = 4 * shares * runs;
         Coming coming{next, std::min(next + P * bytes, end), (P * bytes / LINE + times - 1) / times, shares > 2};
-        if (M == 1) coming = {ahead_of(panels.codes, end, single_ahead(false)), end, 4 * P};  // as they lie
+        if (M == 1) coming = {ahead_of(panels.codes, end, false), end, 4 * P};  // as they lie
         tiles_of<SIDE>(M, [&]<int COUNT>(long m) { hadamard_tile<P, COUNT>(panels, runs, x, m, to, coming); });
     };
     long p = first;

@@ -28,7 +28,7 @@ static void panels_times(const Packed& w, long first, long last, const Quantised
         // Panels lie as they are read.
         const uint8_t *from = w.panels + p * w.stride, *end = w.panels + last * w.stride;
         constexpr bool slow = MINIMUM || FINE || (stored(BITS) > 4 && stored(BITS) < 8);
-        Coming coming{ahead_of(from, end, single_ahead(slow)), end, LINES};
+        Coming coming{ahead_of(from, end, slow), end, LINES};
         for (; p < last; p++) pass_panels<BITS, MINIMUM, FINE, 1>(w, p, x, 1, to, coming);
         return;
     }

@@ -20,7 +20,7 @@ NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.NAME_CHARS}}}")
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """How a server runs; the command line's flags. `precisions` are by served name."""
+    """The command line's flags."""
 
     host: str = "127.0.0.1"
     port: int = 8000
