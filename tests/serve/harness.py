@@ -154,6 +154,16 @@ class Server:
         (found,) = children(self.fork_server_pid())
         return found
 
+    @contextlib.contextmanager
+    def engine_held(self) -> Iterator[None]:
+        """It does nothing meanwhile, so that what runs cannot be over, however fast the machine is."""
+        pid = self.engine_pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     def stop(self, number: int = signal.SIGTERM, seconds: float = 40.0) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
