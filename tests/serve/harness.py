@@ -140,6 +140,13 @@ class Server:
             assert time.monotonic() < deadline, state
             time.sleep(0.01)
 
+    def wait_until_inside(self, answers: int) -> None:
+        """Until so many are wanted, as the server counts them."""
+        deadline = time.monotonic() + 20
+        while (inside := self.machine()["requests_inside"]) != answers:
+            assert time.monotonic() < deadline, inside
+            time.sleep(0.01)
+
     def fork_server_pid(self) -> int:
         if self.forks_pid is not None:
             return self.forks_pid

@@ -1,6 +1,5 @@
 """The dashboard asks for what the server counts."""
 
-import contextlib
 import json
 import re
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from paragone.cli.main import run
 from paragone.serve.messages import State
 from paragone.serve.metrics import Metrics, RequestTimes
+from tests.serve.streams import streams_held
 
 
 def test_every_name_on_the_dashboard_is_counted():
@@ -42,22 +42,16 @@ def test_a_model_that_is_loaded_again_counts_from_the_beginning():
 
 
 def test_a_look_at_a_server(server, capsys):
-    """`paragone top`, while answers come and afterwards: so much is asked of each token that they cannot have come
-    before it looks."""
-    stream = {
-        "model": "tiny", "prompt": "x", "max_tokens": 1000, "ignore_eos": True, "stream": True, "n": 8, "logprobs": 5,
-        "temperature": 1,
-    }  # fmt: skip
-    with contextlib.closing(server.connect()) as connection:
-        connection.request(
-            "POST", "/v1/completions", json.dumps(stream), {"Content-Type": "application/json"}
-        )
-        connection.getresponse().read1(100)
-        assert run(["top", "--url", server.url, "--once", "--every", "0.1"]) == 0
+    """`paragone top`, while answers come, more of them than could have come before it looks, and afterwards."""
+    with streams_held(server, 4, n=16, tokens=1000) as (threads, _):
+        pass
+    assert run(["top", "--url", server.url, "--once", "--every", "0.1"]) == 0
+    for thread in threads:
+        thread.join()
     shown = capsys.readouterr().out
     assert "engine up" in shown
     row = next(line.split() for line in shown.splitlines() if line.startswith("tiny"))
-    assert row[1] == "8"  # run
+    assert row[1] == "64"  # run
     assert float(row[3].replace(",", "")) > 0  # tokens a second
     assert "not loaded" in shown or "other" in shown
     server.idle()

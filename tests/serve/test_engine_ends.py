@@ -42,7 +42,7 @@ def test_an_engine_that_ends_too_often(own):
         server.wait_until_ready(30)
     os.kill(server.engine_pid(), signal.SIGKILL)
     assert server.process.wait(10) == 70
-    assert server.events("given_up")
+    server.wait_for_event("given_up")
 
 
 def check_another(server, than):

@@ -1,18 +1,17 @@
 """Too much work, signals, models that come and go (rows 21, 22, 24)."""
 
 import contextlib
-import http.client
 import json
 import os
 import random
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.serve.harness import SMALL, events_of, serving, serving_tiny
+from tests.serve.streams import streams, streams_held
 
 
 def test_ten_times_as_many_as_fit(own):
@@ -46,42 +45,6 @@ def test_the_official_client_comes_through(quick):
     assert len(done) == 8
 
 
-CUT = -1
-
-
-def reader(server, body, found, begun):
-    """Reads a stream to its end, whatever that is, having told that it began. The status is 0 where nobody
-    listened, and CUT where an answer broke off."""
-    with contextlib.closing(server.connect()) as connection:
-        data, failed = b"", 0
-        try:
-            connection.request(
-                "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
-            )
-            answer = connection.getresponse()
-            begun.release()
-            failed = CUT
-            while piece := answer.read1(1 << 16):
-                data += piece
-            found.append((answer.status, data, time.monotonic()))
-        except (OSError, http.client.HTTPException) as err:
-            found.append((failed, data + repr(err).encode(), time.monotonic()))
-
-
-def streams(server, count, tokens=480, wait=False, **fields):
-    """So many answers on their way, each with the text of its end; all of them begun, where that is waited for."""
-    found: list[tuple[int, bytes, float]] = []
-    body = {"model": "tiny", "prompt": "Hello", "max_tokens": tokens, "stream": True, "ignore_eos": True}
-    body |= fields
-    begun = threading.Semaphore(0)
-    threads = [threading.Thread(target=reader, args=(server, body, found, begun)) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    if wait:
-        assert all(begun.acquire(timeout=20) for _ in threads)
-    return threads, found
-
-
 def ended_well(status, data):
     """With its end, with an error in it, or with a refusal."""
     if status == 200:
@@ -92,8 +55,7 @@ def ended_well(status, data):
 def test_told_to_stop(quick):
     """Anyone who is asked after it hears that the server goes, and when to come back."""
     server = quick("--drain", "20")
-    threads, found = streams(server, 20, wait=True)
-    with server.engine_held():  # or all might be said before anyone has asked
+    with streams_held(server, 20) as (threads, found):
         server.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 5
         while server.get("/ready").status != 503:
@@ -161,8 +123,8 @@ def told_to_stop_at(opened, moment, number):
 def test_not_done_in_time(quick):
     """What is not finished when the time is over is told so; the exit code says that somebody was cut off."""
     server = quick("--drain", "0.2", "--max-num-seqs", "2")
-    threads, found = streams(server, 20, n=16)  # more than any machine gives in that time
-    time.sleep(0.3)
+    with streams_held(server, 20, n=12) as (threads, found):  # more than any machine gives in that time
+        pass
     assert server.stop() == 1
     for thread in threads:
         thread.join(10)
@@ -172,8 +134,8 @@ def test_not_done_in_time(quick):
 
 def test_told_twice(quick):
     server = quick("--drain", "60", "--max-num-seqs", "2")
-    threads, found = streams(server, 20, n=16)
-    time.sleep(0.3)
+    with streams_held(server, 20, n=12) as (threads, found):
+        pass
     server.process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     begin = time.monotonic()
@@ -187,8 +149,8 @@ def test_told_twice(quick):
 def test_a_stream_whose_time_is_over(quick):
     """What has come stays, an error says why it ends, and it does not look complete."""
     server = quick("--max-num-seqs", "2")
-    many = ["A story: "] * 8  # with 16 answers each: more than any machine gives in that time
-    found = server.complete(many, stream=True, n=16, max_tokens=480, ignore_eos=True, timeout=0.5)
+    many = ["A story: "] * 16  # with 16 answers each: more than any machine gives in that time
+    found = server.complete(many, stream=True, n=16, max_tokens=1000, ignore_eos=True, timeout=1)
     assert found.status == 200
     assert found.events[0]["choices"]
     assert found.events[-1]["error"]["code"] == "timeout"
