@@ -76,7 +76,9 @@ class Linear : public Op {
   private:
     friend class FeedForward;
     static constexpr long ALONE = 2;  // rows whose input every member makes for itself, without waiting
-    static constexpr long TASK_BYTES = 256 << 10;  // of a weight: what stays in a core's own cache while tokens pass
+    // A task's, of a weight: for so few rows gate and up are read by turns, which memory likes best in long runs; for
+    // more, what stays in a core's own cache while they pass.
+    static constexpr long ALONE_BYTES = 1 << 20, TASK_BYTES = 256 << 10;
 
     template <class Row> Inputs& make_inputs(Run& run, int member, long M, Row row) const {
         Own& own = run.own[member];
@@ -93,12 +95,16 @@ class Linear : public Op {
 
     // Calls each(begin, end) for all that the member takes of the blocks of 16 rows of the weight, or of the outputs.
     template <class Each> void tasks(Run& run, int member, long M, long blocks, Each each) const {
-        // With several tokens the arithmetic counts, and many tasks even out who does how much of it.
-        long least = run.team.size() == 1 ? 1 : run.team.size() * (M <= ALONE ? 4 : 16);
         long unit = M <= ALONE ? 1 : 2;  // blocks that are multiplied side by side
-        long units = (blocks + unit - 1) / unit, tasks = std::min(units, std::max(bytes_ / TASK_BYTES, least));
+        long units = (blocks + unit - 1) / unit, tasks = std::min(units, wanted_tasks(M, run.team.size()));
         for (long task; (task = run.team.next(member, tasks)) >= 0;)
             each(units * task / tasks * unit, std::min(blocks, units * (task + 1) / tasks * unit));
+    }
+    long wanted_tasks(long M, long members) const {
+        // As many for each member: one who has none left reads nothing.
+        if (M <= ALONE) return members * std::max(4L, (bytes_ / members + ALONE_BYTES - 1) / ALONE_BYTES);
+        // With several tokens the arithmetic counts, and many tasks even out who does how much of it.
+        return std::max(bytes_ / TASK_BYTES, members == 1 ? 1 : 16 * members);
     }
 
     // Whether one of its parts takes M tokens' codes in words.
