@@ -109,7 +109,7 @@ STOPS = signal.SIGTERM, signal.SIGINT
 def told_to_stop_at(opened, moment, number):
     """Twenty streams and, after so many seconds, a signal: each of them ends as it should."""
     with opened as server:
-        threads, found = streams(server, 20, tokens=240)  # which take longer than the longest moment
+        threads, found = streams(server, 20, tokens=240)
         time.sleep(moment)
         server.process.send_signal(number)
         assert server.process.wait(25) == 0

@@ -34,7 +34,7 @@ def test_one_that_is_late_is_killed(process):
     begin = time.monotonic()
     with pytest.raises(TookTooLong):
         process.ask(b"sleep\n")
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 2
     assert process.pid is None
     assert process.ask(b"three\n") == b"THREE\n"
 
